@@ -139,7 +139,7 @@ class Bus(Protocol):
     def answer(self, kind: Asks[M_co, R], handler: Callable[[M_co], Awaitable[R]]) -> None:
         """Answer questions of a kind, as one of this service's replicas.
 
-        What the handler raises reaches the asker, typed; anything but a ParleyError is logged and reaches the asker as `internal`.
+        What the handler raises reaches the asker, typed; anything but a ParleyError is logged, and is `internal` there.
         """
         ...
 
