@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import msgspec
+
 from parley_contracts.message import Durable, Event, Message, Question
 from parley_contracts.turns import Control, Generate, LogEntry, TurnCommitted, TurnDelta, TurnResult
 
