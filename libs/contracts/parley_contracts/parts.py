@@ -10,6 +10,10 @@ from typing import TypeAlias
 import msgspec
 
 
+MAX_PART_CHARACTERS = 512
+"""A router splits longer texts: a part is the unit a client resumes at, so it must fit one event of every dialect."""
+
+
 class FinishReason(StrEnum):
     """Why a turn ended (requirements 2.6)."""
 
