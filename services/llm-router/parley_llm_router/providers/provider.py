@@ -28,6 +28,8 @@ class Decoder(Protocol):
 
     bad_lines: int
     """Lines that held no JSON object and were skipped."""
+    is_done: bool
+    """The provider said that nothing more is coming (`[DONE]`): no need to wait for the body's end."""
 
     def feed(self, data: bytes) -> Iterable[ProviderEvent]: ...
 
@@ -52,7 +54,8 @@ class Provider(Protocol):
         """The request for this prompt.
 
         `params` are already those of the request over the session's over the config's; `max_output_tokens` stands in for
-        their `max_tokens`, which is not read.
+        their `max_tokens`, which is not read. Errors: UnsupportedParameter, for what this provider is known not to take;
+        ProviderAuth, for a key that fits in no header.
         """
         ...
 
