@@ -5,9 +5,16 @@ A provider's decoder yields `ProviderEvent`s; the parts among them travel in `Tu
 
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
+
+if TYPE_CHECKING:
+    RawJson: TypeAlias = msgspec.Raw | None
+else:
+    # msgspec 0.22 decodes no value into `Raw | None` ("expected null"). Absent is None all the same: that is the default.
+    # Null would be read as Raw(b"null"), so whatever holds such a field omits its defaults.
+    RawJson = msgspec.Raw | msgspec.UnsetType
 
 
 MAX_PART_CHARACTERS = 512
@@ -26,11 +33,11 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
-class Text(msgspec.Struct, frozen=True, tag="text"):
+class Text(msgspec.Struct, frozen=True, tag="text", omit_defaults=True):
     """A piece of the answer. `logprobs` is the provider's own JSON for this piece, passed through untouched."""
 
     text: str
-    logprobs: msgspec.Raw | None = None
+    logprobs: RawJson = None
 
 
 class Reasoning(msgspec.Struct, frozen=True, tag="reasoning"):

@@ -4,7 +4,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from parley_contracts.parts import ToolCall
+from parley_contracts.parts import RawJson, ToolCall
 
 Role: TypeAlias = Literal["developer", "system", "user", "assistant", "tool"]
 
@@ -38,7 +38,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     name: str
     description: str | None = None
-    parameters: msgspec.Raw | None = None
+    parameters: RawJson = None
     strict: bool | None = None
 
 
@@ -53,7 +53,7 @@ class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """`json_schema` holds OpenAI's object of that name (name, schema, strict), untouched."""
 
     kind: Literal["text", "json_object", "json_schema"]
-    json_schema: msgspec.Raw | None = None
+    json_schema: RawJson = None
 
 
 class Params(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -68,10 +68,10 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stop: tuple[str, ...] | None = None
     seed: int | None = None
     user: str | None = None
-    logit_bias: msgspec.Raw | None = None
+    logit_bias: RawJson = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    metadata: msgspec.Raw | None = None
+    metadata: RawJson = None
     reasoning_effort: str | None = None
     tools: tuple[Tool, ...] | None = None
     tool_choice: ToolChoice | None = None
