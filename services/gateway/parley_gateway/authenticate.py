@@ -1,0 +1,79 @@
+"""Authentication at the edge: a bearer token becomes a `Principal` by auth's public keys, asked for over the bus.
+
+Keys are kept in memory, so valid tokens go on working while auth is down. A token that was verified is remembered until
+it expires: a signature costs 130 µs, a lookup nothing.
+"""
+
+import asyncio
+import base64
+import hashlib
+import time
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from parley_contracts.accounts import GetJwks, Jwk, Principal
+from parley_contracts.errors import ServiceUnavailable, TokenExpired, Unauthenticated
+from parley_runtime.access_tokens import key_id_of, verify_access_token
+from parley_runtime.bus import Bus
+from parley_runtime.clock import Clock
+
+_ASK_AGAIN_S = 10.0
+_REMEMBERED_TOKENS = 10_000
+
+
+class Authenticator:
+    """`principal(token)` for access tokens; owned by the gateway, asks auth for its keys when it meets an unknown one."""
+
+    name = "authenticator"
+
+    def __init__(self, bus: Bus, clock: Clock) -> None:
+        self._bus = bus
+        self._clock = clock
+        self._keys: dict[str, Ed25519PublicKey] = {}
+        self._asked_at = -_ASK_AGAIN_S
+        self._asking = asyncio.Lock()
+        self._known: dict[bytes, Principal] = {}
+
+    async def principal(self, token: str) -> Principal:
+        """Raises Unauthenticated or TokenExpired; ServiceUnavailable when auth never told its keys."""
+        digest = hashlib.sha256(token.encode()).digest()
+        known = self._known.get(digest)
+        now = self._clock.now()
+        if known is not None:
+            if known.expires_at <= now:
+                del self._known[digest]
+                raise TokenExpired
+            return known
+        await self._learn(key_id_of(token))
+        principal = verify_access_token(token, self._keys, now=now)
+        if len(self._known) >= _REMEMBERED_TOKENS:
+            self._known.clear()
+        self._known[digest] = principal
+        return principal
+
+    async def _learn(self, key_id: str) -> None:
+        if key_id in self._keys:
+            return
+        async with self._asking:
+            if key_id in self._keys or time.monotonic() - self._asked_at < _ASK_AGAIN_S:
+                return
+            try:
+                jwks = await self._bus.ask(GetJwks())
+            except ServiceUnavailable:
+                if not self._keys:
+                    raise
+                return
+            self._asked_at = time.monotonic()
+            self._keys = {jwk.kid: _public_key(jwk) for jwk in jwks}
+
+
+def _public_key(jwk: Jwk) -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(base64.urlsafe_b64decode(jwk.x + "=" * (-len(jwk.x) % 4)))
+
+
+def bearer(authorization: str | None) -> str:
+    """The token of an `Authorization: Bearer …` header. Raises Unauthenticated."""
+    scheme, _, token = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise Unauthenticated
+    return token.strip()

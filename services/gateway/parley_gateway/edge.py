@@ -1,0 +1,203 @@
+"""What every route needs: the bus, who is asking, the body as it may be, and errors in the shape of the path's dialect."""
+
+import hashlib
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import Depends, Request, Response
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel, ConfigDict
+from pydantic.alias_generators import to_camel
+from starlette.convertors import Convertor, register_url_convertor
+from typing_extensions import override
+
+from parley_contracts.accounts import Principal
+from parley_contracts.errors import Forbidden, InvalidJson, Problem, UnsupportedMediaType, ValidationFailed
+from parley_contracts.ids import is_id
+from parley_gateway.authenticate import Authenticator, bearer
+from parley_gateway.model_configs import ModelConfigs
+from parley_gateway.presence import Connections
+from parley_gateway.settings import GatewaySettings
+from parley_gateway.turn_stream import TurnStreams
+from parley_runtime.bus import Bus
+from parley_runtime.clock import Clock
+from parley_runtime.service import Service
+from parley_runtime.telemetry import bound
+
+
+class IdConvertor(Convertor[str]):
+    """In a path only an id matches; anything else is 404, before any handler (requirements 1.1)."""
+
+    regex = "[0-9a-z]{26}"
+
+    @override
+    def convert(self, value: str) -> str:
+        return value
+
+    @override
+    def to_string(self, value: str) -> str:
+        return value
+
+
+class ShareConvertor(IdConvertor):
+    regex = "[A-Za-z0-9_-]{22,64}"
+
+
+register_url_convertor("id", IdConvertor())
+register_url_convertor("share", ShareConvertor())
+
+MAX_DEPTH = 32
+MAX_KEY_CHARACTERS = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """The gateway's parts, as its routes use them."""
+
+    gateway_id: str
+    settings: GatewaySettings
+    bus: Bus
+    clock: Clock
+    authenticator: Authenticator
+    connections: Connections
+    streams: TurnStreams
+    configs: ModelConfigs
+    readiness: Callable[[], Service]
+
+
+class SnakeBody(BaseModel):
+    """A request body in snake_case; a field not listed is refused, so that nobody smuggles one in."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class CamelBody(BaseModel):
+    """A request body in camelCase; a field not listed is refused."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, alias_generator=to_camel)
+
+
+class EdgeRequest(Request):
+    """A request whose body is read strictly: JSON by RFC 8259, no NaN, at most 32 levels deep."""
+
+    @override
+    async def json(self) -> Any:
+        if not hasattr(self, "_strict"):
+            content_type = self.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+            if content_type != "application/json" and not content_type.endswith("+json"):
+                raise UnsupportedMediaType(content_type=content_type[:60])
+            self._strict = parse_json(await self.body())
+        return self._strict
+
+
+def parse_json(data: bytes) -> Any:
+    """Raises InvalidJson, with a reason a person can act on."""
+    try:
+        value = msgspec.json.decode(data)
+    except RecursionError:
+        raise InvalidJson(reason=f"it is nested deeper than {MAX_DEPTH} levels") from None
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise InvalidJson(reason=str(error)[:200]) from None
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [child for parent in level for child in _children(parent)]
+        if not level:
+            return value
+    raise InvalidJson(reason=f"it is nested deeper than {MAX_DEPTH} levels")
+
+
+def _children(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [child for child in value.values() if isinstance(child, dict | list)]
+    if isinstance(value, list):
+        return [child for child in value if isinstance(child, dict | list)]
+    return []
+
+
+class OpenRoute(APIRoute):
+    """A route for anyone."""
+
+    @override
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def strictly(request: Request) -> Response:
+            return await handle(EdgeRequest(request.scope, request.receive))
+
+        return strictly
+
+
+class UserRoute(APIRoute):
+    """A route for those with an access token: who is asking comes before what is asked."""
+
+    @override
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def authenticated(request: Request) -> Response:
+            edge: Edge = request.app.state.edge
+            principal = await edge.authenticator.principal(bearer(request.headers.get("authorization")))
+            request.state.principal = principal
+            with bound(user_id=principal.user_id):
+                return await handle(EdgeRequest(request.scope, request.receive))
+
+        return authenticated
+
+
+_SCHEME = HTTPBearer(auto_error=False, description="An access token from /user/login.")
+
+
+def _principal(request: Request, _shown_in_openapi: Annotated[Any, Depends(_SCHEME)] = None) -> Principal:
+    principal: Principal = request.state.principal
+    return principal
+
+
+def _admin(request: Request) -> Principal:
+    principal = _principal(request)
+    if not principal.is_admin:
+        raise Forbidden
+    return principal
+
+
+def _edge(request: Request) -> Edge:
+    edge: Edge = request.app.state.edge
+    return edge
+
+
+TheEdge = Annotated[Edge, Depends(_edge)]
+Caller = Annotated[Principal, Depends(_principal)]
+Admin = Annotated[Principal, Depends(_admin), Depends(_SCHEME)]
+
+
+def body_id(value: str, field: str) -> str:
+    """An id that came in a body or a query; a malformed one is a mistake of the client's."""
+    if not is_id(value):
+        raise ValidationFailed(problems=(Problem(field, "is no id: 26 lower-case letters and digits"),))
+    return value
+
+
+def idempotency(request: Request) -> str | None:
+    """The SHA-256 of the client's Idempotency-Key; the key itself goes nowhere. Raises ValidationFailed."""
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not (1 <= len(key) <= MAX_KEY_CHARACTERS and key.isascii() and key.isprintable()):
+        raise ValidationFailed(problems=(Problem("Idempotency-Key", "must be 1 to 255 printable ASCII characters"),))
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+async def body_hash(request: Request) -> str:
+    """The SHA-256 of what was asked: route and body."""
+    digest = hashlib.sha256(request.url.path.encode() + b"\x00" + request.url.query.encode() + b"\x00")
+    digest.update(await request.body())
+    return digest.hexdigest()
+
+
+def no_nul(text: str, field: str) -> str:
+    """Text as it may be stored: PostgreSQL takes no NUL."""
+    if "\x00" in text:
+        raise ValidationFailed(problems=(Problem(field, "holds a NUL character; remove it"),))
+    return text

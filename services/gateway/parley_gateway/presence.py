@@ -1,0 +1,44 @@
+"""Presence at the edge: who holds open streams on this gateway, told to activity at each change and every 15 s."""
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from parley_contracts.activity import ConnectionsCounted
+from parley_runtime.bus import Bus
+from parley_runtime.clock import Clock
+
+_TELL_ALL_S = 15.0
+
+
+class Connections:
+    """Open connections by user. `held` counts one for as long as it is open."""
+
+    def __init__(self, bus: Bus, gateway_id: str, clock: Clock) -> None:
+        self._bus = bus
+        self._gateway_id = gateway_id
+        self._clock = clock
+        self._counts: Counter[int] = Counter()
+
+    @asynccontextmanager
+    async def held(self, user_id: int) -> AsyncIterator[None]:
+        self._counts[user_id] += 1
+        if self._counts[user_id] == 1:
+            await self._tell(user_id)
+        try:
+            yield
+        finally:
+            self._counts[user_id] -= 1
+            if not self._counts[user_id]:
+                del self._counts[user_id]
+                await self._tell(user_id)
+
+    async def _tell(self, user_id: int) -> None:
+        users = {user_id: self._counts[user_id]}
+        await self._bus.publish(ConnectionsCounted(gateway_id=self._gateway_id, users=users, is_complete=False))
+
+    async def tell_all(self) -> None:
+        """A loop of the service: heals what a lost message broke, and lets a dead gateway's users expire."""
+        users = dict(self._counts)
+        await self._bus.publish(ConnectionsCounted(gateway_id=self._gateway_id, users=users, is_complete=True))
+        await self._clock.sleep(_TELL_ALL_S)

@@ -1,0 +1,80 @@
+"""Turns: one's own turn, its events again on any gateway, and its stop (requirements 2.5.7, U5, U6)."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Path, Query
+from starlette.responses import Response
+
+from parley_contracts.errors import Problem, ValidationFailed
+from parley_contracts.reader import Position
+from parley_contracts.turns import GetTurn, StopTurn, Turn
+from parley_gateway.dialects import DIALECTS
+from parley_gateway.dialects.dialect import Ticket
+from parley_gateway.edge import Caller, TheEdge, UserRoute
+from parley_gateway.formats import instant
+from parley_gateway.responses import TurnResponse, json_response
+from parley_gateway.turn_stream import LiveTurn
+
+router = APIRouter(prefix="/chat/turns", tags=["turns"], route_class=UserRoute)
+
+TurnPath = Annotated[str, Path(alias="turnId")]
+
+
+def turn_json(turn: Turn) -> dict[str, Any]:
+    return {
+        "turnId": turn.turn_id,
+        "sessionId": turn.session_id,
+        "userMessageId": turn.user_message_id,
+        "messageId": turn.message_id,
+        "status": turn.status,
+        "finishReason": turn.finish_reason,
+        "attempt": turn.attempt,
+        "model": turn.model,
+        "lastEventId": None,
+        "createdAt": instant(turn.created_at),
+        "endedAt": instant(turn.ended_at),
+    }
+
+
+@router.get("/{turnId:id}")
+async def get(turn_id: TurnPath, caller: Caller, edge: TheEdge) -> Response:
+    turn = await edge.bus.ask(GetTurn(turn_id=turn_id, user_id=caller.user_id))
+    return json_response({"success": True, "data": turn_json(turn)})
+
+
+@router.post("/{turnId:id}/stop")
+async def stop(turn_id: TurnPath, caller: Caller, edge: TheEdge) -> Response:
+    turn = await edge.bus.ask(StopTurn(turn_id=turn_id, user_id=caller.user_id), timeout_s=10.0)
+    return json_response({"success": True, "data": turn_json(turn)})
+
+
+@router.get("/{turnId:id}/events")
+async def events(
+    turn_id: TurnPath,
+    caller: Caller,
+    edge: TheEdge,
+    format_: Annotated[str | None, Query(alias="format")] = None,
+    last_event_id: Annotated[str | None, Header()] = None,
+    last_event_id_query: Annotated[str | None, Query(alias="last_event_id")] = None,
+) -> Response:
+    turn = await edge.bus.ask(GetTurn(turn_id=turn_id, user_id=caller.user_id))
+    dialect = DIALECTS.get(format_ or turn.dialect)
+    if dialect is None:
+        raise ValidationFailed(problems=(Problem("format", f"is one of {', '.join(sorted(DIALECTS))}"),))
+    live = LiveTurn(edge.streams, ticket_of(turn), user_id=caller.user_id, is_stored=True)
+    live.seen = Position.parse(last_event_id or last_event_id_query or "")
+    if turn.status.is_terminal and not await edge.bus.turns.read(turn_id):
+        live.stored_turn = turn
+    await live.__aenter__()
+    return TurnResponse(live, dialect, edge.connections)
+
+
+def ticket_of(turn: Turn) -> Ticket:
+    return Ticket(
+        turn_id=turn.turn_id,
+        session_id=turn.session_id,
+        user_message_id=turn.user_message_id,
+        message_id=turn.message_id,
+        model=turn.model,
+        created_at=turn.created_at,
+    )
