@@ -20,6 +20,7 @@ from parley_contracts.errors import (
 from parley_contracts.ids import new_id
 from parley_contracts.model_configs import ModelConfig
 from parley_contracts.prompts import ImageContent, Params, PromptMessage
+from parley_contracts.reader import Position
 from parley_contracts.tokens import estimate_prompt_tokens
 from parley_contracts.turns import Generate, StartTurn, Turn, TurnResult
 from parley_contracts.usage import ReleaseBudget, ReserveBudget
@@ -72,9 +73,10 @@ async def ask_in_session(edge: Edge, ask: Ask, *, session_id: str, content: str,
     return await join(edge, turn, user_id=ask.user_id)
 
 
-async def join(edge: Edge, turn: Turn, *, user_id: int) -> LiveTurn:
-    """Follow a stored turn that began elsewhere, from its start."""
+async def join(edge: Edge, turn: Turn, *, user_id: int, seen: Position | None = None) -> LiveTurn:
+    """Follow a stored turn that began elsewhere, from its start or after what the client has `seen`."""
     live = LiveTurn(edge.streams, _stored_ticket(turn), user_id=user_id, is_stored=True)
+    live.seen = seen
     if turn.status.is_terminal and not await edge.bus.turns.read(turn.turn_id):
         live.stored_turn = turn
     return await live.__aenter__()
@@ -87,6 +89,7 @@ def _stored_ticket(turn: Turn) -> Ticket:
         user_message_id=turn.user_message_id,
         message_id=turn.message_id,
         model=turn.model,
+        provider=turn.provider,
         created_at=turn.created_at,
     )
 
@@ -99,7 +102,9 @@ async def ask_stateless(edge: Edge, ask: Ask, prompt: tuple[PromptMessage, ...])
     max_output_tokens = ask.params.max_tokens or config.max_output_tokens
     now = edge.clock.now()
     turn_id = new_id()
-    ticket = Ticket(turn_id=turn_id, model=config.name, created_at=now, include_usage=ask.include_usage)
+    ticket = Ticket(
+        turn_id=turn_id, model=config.name, provider=config.provider, created_at=now, include_usage=ask.include_usage
+    )
     async with AsyncExitStack() as stack:
         live = await stack.enter_async_context(
             LiveTurn(edge.streams, ticket, user_id=ask.user_id, is_stored=False, is_keyed=ask.request_hash is not None)

@@ -6,7 +6,7 @@ leaves, its router is told to stop, ten seconds later if a key was given, so tha
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
@@ -61,7 +61,7 @@ class LiveTurn:
     ) -> None:
         await self._stack.aclose()
 
-    async def batches(self) -> AsyncIterator[list[StreamEvent]]:
+    async def batches(self) -> AsyncGenerator[list[StreamEvent]]:
         """What this client must still be shown; `Ended` comes only once the answer can be read. Raises ReaderTooSlow."""
         if self.stored_turn is not None:
             self.has_ended = True
@@ -84,7 +84,7 @@ class LiveTurn:
                     yield beat
             yield events
 
-    async def _until_committed(self) -> AsyncIterator[list[StreamEvent]]:
+    async def _until_committed(self) -> AsyncGenerator[list[StreamEvent]]:
         """Heartbeats until chat stored the answer: told by its event, or asked for, since events may be missed."""
         first_s, later_s = _ASK_COMMITTED_S
         pause_s = first_s
@@ -183,7 +183,7 @@ class TurnStreams:
         return turn.status.is_terminal
 
     async def _end(self, turn_id: str, grace_s: float) -> None:
-        """Stop a stateless turn that nobody holds: ask its router until it has ended. An unclaimed one is stopped when claimed."""
+        """Stop a stateless turn that nobody holds: ask its router until it has ended; an unclaimed one, once it is claimed."""
         await self._clock.sleep(grace_s)
         try:
             async with self.follower(turn_id) as follower:

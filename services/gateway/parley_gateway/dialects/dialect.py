@@ -22,6 +22,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     user_message_id: MessageId | None = None
     message_id: MessageId | None = None
     model: str
+    provider: str = ""
     created_at: datetime
     include_usage: bool = False
 

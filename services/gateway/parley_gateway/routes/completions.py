@@ -10,7 +10,7 @@ from parley_contracts.errors import EmptyMessages, InvalidMessage, Problem, Vali
 from parley_contracts.ids import new_id
 from parley_contracts.parts import FinishReason
 from parley_contracts.prompts import Content, ImageContent, Params, PromptMessage, Role, TextContent
-from parley_contracts.turns import GetTurn, Turn, TurnStatus
+from parley_contracts.turns import GetTurn, Turn, TurnStatus, status_of
 from parley_gateway.asking import Ask, ask_in_session, ask_stateless
 from parley_gateway.dialects import DIALECTS
 from parley_gateway.dialects.s0 import usage_json
@@ -150,36 +150,30 @@ async def _whole(edge: Edge, live: LiveTurn, request: Request) -> Response:
             turn = await edge.bus.ask(GetTurn(turn_id=ticket.turn_id, user_id=live.user_id))
     finally:
         await live.__aexit__(None, None, None)
-    data = {
-        "turnId": ticket.turn_id,
-        "sessionId": ticket.session_id,
-        "userMessageId": ticket.user_message_id,
-        "message": _message(live, ended.answer.text, ended.reason, ended.usage and ended.usage.output_tokens, turn, edge),
-        "model": ticket.model,
-        "provider": turn.provider if turn else None,
-        "finishReason": ended.reason,
-        "usage": usage_json(ended.usage),
-    }
-    return json_response({"success": True, "data": data}, headers={"X-Turn-Id": ticket.turn_id})
-
-
-def _message(
-    live: LiveTurn, text: str, reason: FinishReason, tokens: int | None, turn: Turn | None, edge: Edge
-) -> dict[str, Any]:
-    ticket = live.ticket
-    canceled = turn is not None and turn.status is TurnStatus.CANCELED
-    return {
+    tokens = ended.usage.output_tokens if ended.usage else None
+    message: dict[str, Any] = {
         "id": ticket.message_id or new_id(),
         "role": "ASSISTANT",
-        "content": text,
-        "status": "CANCELED" if canceled else "SENT",
+        "content": ended.answer.text,
+        "status": "CANCELED" if status_of(ended.reason) is TurnStatus.CANCELED else "SENT",
         "images": [],
         "sessionId": ticket.session_id,
         "userId": live.user_id,
         "tokenCount": tokens,
-        "finishReason": reason,
+        "finishReason": ended.reason,
         "model": ticket.model,
         "turnId": ticket.turn_id,
         "createdAt": instant(ticket.created_at),
         "updatedAt": instant((turn and turn.ended_at) or edge.clock.now()),
     }
+    data = {
+        "turnId": ticket.turn_id,
+        "sessionId": ticket.session_id,
+        "userMessageId": ticket.user_message_id,
+        "message": message,
+        "model": ticket.model,
+        "provider": ticket.provider,
+        "finishReason": ended.reason,
+        "usage": usage_json(ended.usage),
+    }
+    return json_response({"success": True, "data": data}, headers={"X-Turn-Id": ticket.turn_id})

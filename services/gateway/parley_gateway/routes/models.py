@@ -152,10 +152,13 @@ def as_params(body: OpenAIBody, limit: int) -> Params:
         tools=tuple(_tool(tool) for tool in body.tools) if body.tools else None,
         tool_choice=_tool_choice(body.tool_choice),
         parallel_tool_calls=body.parallel_tool_calls,
-        response_format=body.response_format
-        and ResponseFormat(kind=body.response_format.type, json_schema=_raw(body.response_format.json_schema)),
+        response_format=_response_format(body.response_format),
         reasoning_effort=body.reasoning_effort,
     )
+
+
+def _response_format(wanted: ResponseFormatBody | None) -> ResponseFormat | None:
+    return None if wanted is None else ResponseFormat(kind=wanted.type, json_schema=_raw(wanted.json_schema))
 
 
 def _raw(value: Any) -> msgspec.Raw | None:

@@ -253,7 +253,7 @@ async def delete(session_id: SessionPath, caller: Caller, edge: TheEdge) -> Resp
 @open_router.get("/shared/{share_token:share}")
 async def shared(share_token: str, edge: TheEdge) -> Response:
     session = await edge.bus.ask(GetSharedSession(share_token=share_token))
-    messages = [
+    messages: list[dict[str, Any]] = [
         {
             "role": message.role.upper(),
             "content": message.answer.text,

@@ -8,12 +8,11 @@ from starlette.responses import Response
 from parley_contracts.errors import Problem, ValidationFailed
 from parley_contracts.reader import Position
 from parley_contracts.turns import GetTurn, StopTurn, Turn
+from parley_gateway.asking import join
 from parley_gateway.dialects import DIALECTS
-from parley_gateway.dialects.dialect import Ticket
 from parley_gateway.edge import Caller, TheEdge, UserRoute
 from parley_gateway.formats import instant
 from parley_gateway.responses import TurnResponse, json_response
-from parley_gateway.turn_stream import LiveTurn
 
 router = APIRouter(prefix="/chat/turns", tags=["turns"], route_class=UserRoute)
 
@@ -61,20 +60,6 @@ async def events(
     dialect = DIALECTS.get(format_ or turn.dialect)
     if dialect is None:
         raise ValidationFailed(problems=(Problem("format", f"is one of {', '.join(sorted(DIALECTS))}"),))
-    live = LiveTurn(edge.streams, ticket_of(turn), user_id=caller.user_id, is_stored=True)
-    live.seen = Position.parse(last_event_id or last_event_id_query or "")
-    if turn.status.is_terminal and not await edge.bus.turns.read(turn_id):
-        live.stored_turn = turn
-    await live.__aenter__()
+    seen = Position.parse(last_event_id or last_event_id_query or "")
+    live = await join(edge, turn, user_id=caller.user_id, seen=seen)
     return TurnResponse(live, dialect, edge.connections)
-
-
-def ticket_of(turn: Turn) -> Ticket:
-    return Ticket(
-        turn_id=turn.turn_id,
-        session_id=turn.session_id,
-        user_message_id=turn.user_message_id,
-        message_id=turn.message_id,
-        model=turn.model,
-        created_at=turn.created_at,
-    )
