@@ -5,6 +5,7 @@ Owns the data directory: `{nats,postgres,valkey,s3}/`, `logs/`, `servers.json` (
 """
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +17,9 @@ __all__ = ["ALL", "Addresses", "EmbeddedServers", "StartFailed"]
 
 ALL = frozenset(SERVERS)
 START_S = 60.0  # a cold disk; PostgreSQL may also have a crash to recover from
-PROBE_S = 2.0
+PROBE_S = 10.0  # PostgreSQL's makes a database
 PORT_TRIES = 5
-RESTART_S = 10.0
+LINGER_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ class EmbeddedServers:
         binaries: Mapping[str, Path] | None = None,
     ) -> None:
         """`durable=False` is for tests: PostgreSQL then survives a crash of its own, not one of the machine."""
+        if unknown := only - ALL:
+            raise ValueError(f"no such servers: {', '.join(sorted(unknown))}")
         self._data_dir = data_dir.absolute()
         self._names = [name for name in SERVERS if name in only]
         self._durable = durable
@@ -55,14 +58,14 @@ class EmbeddedServers:
         self._run = RunFile(self._data_dir)
         self._children: dict[str, Child] = {}
         self._ports: dict[str, int] = {}
-        self._secrets: Secrets | None = None
+        self._servers: dict[str, Server] = {}
         self._running = False
 
     async def start(self) -> Addresses:
         if self._running:
             raise StartFailed(f"the servers in {self._data_dir} are started already: stop them first.")
         try:
-            self._data_dir.mkdir(parents=True, exist_ok=True)
+            self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # conversations are nobody else's to read
             (self._data_dir / "logs").mkdir(exist_ok=True)
             self._run.take()
         except OSError as error:
@@ -70,7 +73,8 @@ class EmbeddedServers:
         self._running = True
         try:
             await self._run.clear_leftovers()
-            self._secrets = Secrets.load(self._data_dir / "servers.json")
+            secrets = Secrets.load(self._data_dir / "servers.json")
+            self._servers = {name: SERVERS[name](self._home(name, secrets)) for name in self._names}
             async with asyncio.TaskGroup() as group:
                 for name in self._names:
                     group.create_task(self._start(name))
@@ -84,7 +88,7 @@ class EmbeddedServers:
             if isinstance(failure, StartFailed):
                 raise failure from None
             raise
-        return self._addresses(self._secrets)
+        return self._addresses(secrets)
 
     async def stop(self) -> None:
         """Also after a failed start, and twice. Takes at most some ten seconds a server, whatever state it is in."""
@@ -120,56 +124,58 @@ class EmbeddedServers:
 
     async def restart(self, name: str) -> None:
         """The same server on the same port and data. Stopped first, if it still runs."""
+        if not self._running:
+            raise StartFailed(f"{name} cannot be restarted: the servers in {self._data_dir} are not started.")
         if child := self._children.get(name):
             await child.stop(SERVERS[name].stop_signal)
             self._ended(name)
-        deadline = asyncio.get_running_loop().time() + RESTART_S
-        while True:
-            try:
-                return await self._launch(name, self._make(name), self._ports[name])
-            except StartFailed as error:
-                # After kill -9 PostgreSQL's backends need a moment to see that their postmaster is gone.
-                lingering = isinstance(error, PortTaken) or "shared memory block" in str(error)
-                if not lingering or asyncio.get_running_loop().time() > deadline:
-                    raise
-            await asyncio.sleep(0.05)
+        await self._launch(name, self._ports[name])
 
     async def _start(self, name: str) -> None:
-        server = self._make(name)
-        await server.prepare()
+        await self._servers[name].prepare()
         for attempt in range(PORT_TRIES):
             port = self._choose_port(name, fresh=attempt > 0)
             try:
-                return await self._launch(name, server, port)
+                return await self._launch(name, port)
             except PortTaken:  # between our look and its bind somebody else took it
                 if name in self._fixed_ports or attempt == PORT_TRIES - 1:
                     raise
         return None
 
-    def _make(self, name: str) -> Server:
-        if self._secrets is None:
-            raise StartFailed("the servers are not started.")
-        home = Home(
+    def _home(self, name: str, secrets: Secrets) -> Home:
+        return Home(
             data_dir=self._data_dir,
             name=name,
             binary=self._binaries.get(name),
-            secrets=self._secrets,
+            secrets=secrets,
             run=self._run,
             durable=self._durable,
         )
-        return SERVERS[name](home)
 
     def _choose_port(self, name: str, *, fresh: bool) -> int:
         """The one that was asked for, else last time's, else any; never one that another of the four has."""
         if name in self._fixed_ports:
             return self._fixed_ports[name]
-        port = self._run.port(name)
-        if fresh or port is None or not is_free(port):
-            port = free_port(but=self._run.all_ports())
+        port, promised = self._run.port(name), frozenset(self._fixed_ports.values())
+        if fresh or port is None or port in promised or not is_free(port):
+            port = free_port(but=self._run.all_ports() | promised)
         return port
 
-    async def _launch(self, name: str, server: Server, port: int) -> None:
-        """Run it until it is ready. Raises PortTaken or StartFailed, and has then ended it."""
+    async def _launch(self, name: str, port: int) -> None:
+        """Try until it is ready, while what a crash left behind may still be going away."""
+        deadline = asyncio.get_running_loop().time() + LINGER_S
+        while True:
+            try:
+                return await self._launch_once(name, port)
+            except StartFailed as error:
+                # After kill -9 PostgreSQL's backends need a moment to see that their postmaster is gone.
+                if "shared memory block" not in str(error) or asyncio.get_running_loop().time() > deadline:
+                    raise
+            await asyncio.sleep(0.05)
+
+    async def _launch_once(self, name: str, port: int) -> None:
+        """Raises PortTaken or StartFailed, and has then ended it."""
+        server = self._servers[name]
         if not is_free(port):
             raise PortTaken(
                 f"port {port} for {name} is taken by another program: end that program, or give {name} another port."
@@ -178,13 +184,7 @@ class EmbeddedServers:
         self._children[name], self._ports[name] = child, port
         self._run.started(name, child.pid, server.stop_signal, port)
         try:
-            async with asyncio.timeout(START_S):
-                while not (await _answers(server, port, child.pid) and child.alive):
-                    if not child.alive:
-                        raise _failure(name, port, child)
-                    await asyncio.sleep(0.01)
-        except TimeoutError:
-            raise StartFailed(f"{name} was not ready within {START_S:.0f} s: look into {child.log}.") from None
+            await _ready(name, server, port, child)
         except StartFailed:
             await child.kill()
             self._ended(name)
@@ -209,17 +209,38 @@ class EmbeddedServers:
 
     def _unusable(self, error: OSError) -> StartFailed:
         return StartFailed(
-            f"the data directory {self._data_dir} cannot be used: {error.strerror or error} ({error.filename}). "
+            f"the data directory {self._data_dir} cannot be used: {error}. "
             "Make it a folder this user may write to, or choose another."
         )
 
 
-async def _answers(server: Server, port: int, pid: int) -> bool:
+async def _ready(name: str, server: Server, port: int, child: Child) -> None:
+    """Probe, and watch the child meanwhile: another's server on its port may keep a probe waiting for ever."""
+    deadline = asyncio.get_running_loop().time() + START_S
+    probe = asyncio.create_task(_answers(server, port, child.pid))
     try:
-        async with asyncio.timeout(PROBE_S):
-            return await server.answers(port, pid)
-    except (OSError, EOFError, TimeoutError):  # not listening yet, or not ready for us
-        return False
+        while not probe.done():
+            if not child.alive:
+                raise _failure(name, port, child)
+            if asyncio.get_running_loop().time() > deadline:
+                raise StartFailed(f"{name} was not ready within {START_S:.0f} s: {child.log} says what it is waiting for.")
+            await asyncio.wait({probe}, timeout=0.05)
+        probe.result()
+    finally:
+        probe.cancel()
+        await asyncio.wait({probe})
+    if not child.alive:
+        raise _failure(name, port, child)
+
+
+async def _answers(server: Server, port: int, pid: int) -> None:
+    while True:
+        # No listener yet, or half an answer: asked again.
+        with contextlib.suppress(OSError, EOFError, ValueError, IndexError, TimeoutError):
+            async with asyncio.timeout(PROBE_S):
+                if await server.answers(port, pid):
+                    return
+        await asyncio.sleep(0.01)
 
 
 def _failure(name: str, port: int, child: Child) -> StartFailed:

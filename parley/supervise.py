@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -28,6 +29,10 @@ KILL_S = 5.0
 # Below Linux's range for outgoing connections (32768-60999): there, a client that reconnects to a stopped server can
 # be given the server's own port, connect to itself, and keep the server from coming back.
 FIRST_PORT, LAST_PORT = 20000, 32000
+
+
+_TELLING = re.compile(r"FATAL:|PANIC:|error:|\[FTL\]")
+_LOG_PREFIX = re.compile(r"^[\[\d].*?(\b(FATAL|PANIC|ERROR|DETAIL|NOTICE|CRITICAL):|\[FTL\]| #)\s*")  # time, pid, level
 
 
 class StartFailed(Exception):
@@ -55,21 +60,14 @@ class Child:
         self.log = log
         with contextlib.suppress(FileNotFoundError):
             log.replace(log.with_suffix(".log.1"))  # each start begins a new log, which is then searched for the reason
-        uid, gid = command.user or (None, None)
         with log.open("wb") as output:
-            self._process = subprocess.Popen(  # noqa: S603 - our own binary, no shell
-                command.argv,
-                cwd=command.cwd,
-                # A clean environment: PG* or RCLONE_* variables of the operator's shell would change the servers.
-                env={"PATH": os.defpath, "LANG": "C", "TZ": "UTC", **command.env},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C goes to the launcher alone, which stops the servers in order
-                user=uid,
-                group=gid,
-                extra_groups=None if command.user is None else [],
-            )
+            try:
+                self._process = _spawn(command, output)
+            except OSError as error:
+                raise StartFailed(
+                    f"{command.argv[0]} cannot be run: {error.strerror}. Install Parley's packages again, on a disk that may "
+                    "hold programs."
+                ) from None
 
     @property
     def pid(self) -> int:
@@ -114,12 +112,30 @@ class Child:
             self._process.wait(KILL_S)
 
     def last_words(self) -> str:
-        """The line of the log that says why it ended: the last that speaks of an error, else the last."""
+        """The line of the log that says why it ended: the last that calls itself fatal, else the last."""
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        telling = [
-            line for line in lines if any(word in line.lower() for word in ("fatal", "error", "fail", "denied", "in use"))
-        ]
-        return (telling or lines or [f"it said nothing and ended with status {self.status}"])[-1][:400]
+        if not lines:
+            return f"it said nothing and ended with status {self.status}"
+        last = max((at for at, line in enumerate(lines) if _TELLING.search(line)), default=len(lines) - 1)
+        detail = [line for line in lines[last + 1 : last + 2] if "DETAIL: " in line]  # PostgreSQL's second line
+        return " ".join(_LOG_PREFIX.sub("", line) for line in (lines[last], *detail))[:400]
+
+
+def _spawn(command: Command, output: IO[bytes]) -> subprocess.Popen[bytes]:
+    uid, gid = command.user or (None, None)
+    return subprocess.Popen(  # noqa: S603 - our own binary, no shell
+        command.argv,
+        cwd=command.cwd,
+        # A clean environment: PG* or RCLONE_* variables of the operator's shell would change the servers.
+        env={"PATH": os.defpath, "LANG": "C", "TZ": "UTC", **command.env},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C goes to the launcher alone, which stops the servers in order
+        user=uid,
+        group=gid,
+        extra_groups=None if command.user is None else [],
+    )
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -145,27 +161,30 @@ class RunFile:
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
         self._path = data_dir / "run.json"
-        self._lock: IO[bytes] | None = None
+        self._lock: int | None = None
         self._run = Run()
 
     def take(self) -> None:
-        lock = (self._data_dir / "lock").open("ab")
+        # A bare descriptor: a launcher that loses sight of this object still holds its data directory.
+        lock = os.open(self._data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            lock.close()
+            os.close(lock)
             raise StartFailed(
                 f"{self._data_dir} is in use by another running Parley (pid {self._read().launcher}): stop that one, "
                 "or choose another data directory."
             ) from None
         self._lock = lock
         self._run = self._read()
+        self._run.launcher = os.getpid()
+        self._write()
 
     def release(self) -> None:
         if self._lock is not None:
             self._run.launcher = 0
-            self._write()
-            self._lock.close()
+            self._write_if_possible()
+            os.close(self._lock)
             self._lock = None
 
     async def clear_leftovers(self) -> None:
@@ -181,10 +200,8 @@ class RunFile:
         if left:
             pids = ", ".join(f"{name} (pid {process.pid})" for name, process in left.items())
             raise StartFailed(f"{pids} of an earlier Parley on {self._data_dir} cannot be ended: end it by hand.")
-        for folder in self._run.folders:
-            shutil.rmtree(folder, ignore_errors=True)
-        self._run.launcher, self._run.processes, self._run.folders = os.getpid(), {}, []
-        self._write()
+        self._run.processes = {}
+        self.remove_folders()
 
     def port(self, name: str) -> int | None:
         """The port used last time."""
@@ -201,7 +218,7 @@ class RunFile:
 
     def ended(self, name: str) -> None:
         if self._run.processes.pop(name, None) is not None:
-            self._write()
+            self._write_if_possible()
 
     def made_folder(self, folder: Path) -> None:
         """A folder outside the data directory, to be removed with the leftovers."""
@@ -212,12 +229,18 @@ class RunFile:
         for folder in self._run.folders:
             shutil.rmtree(folder, ignore_errors=True)
         self._run.folders = []
+        self._write_if_possible()
 
     def _read(self) -> Run:
         # A file that cannot be read was cut off by a power failure: the processes it named are gone too.
         with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
             return msgspec.json.decode(self._path.read_bytes(), type=Run)
         return Run()
+
+    def _write_if_possible(self) -> None:
+        """For the way down: a deleted data directory or a full disk must not keep a server from being stopped."""
+        with contextlib.suppress(OSError):
+            self._write()
 
     def _write(self) -> None:
         new = self._path.with_suffix(".new")
