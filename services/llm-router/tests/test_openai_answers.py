@@ -59,7 +59,11 @@ def test_calls_that_share_an_index_are_told_apart_by_their_ids() -> None:
 
 
 def test_fragments_without_index_join_the_call_that_is_open() -> None:
-    said = [{"id": "a", "function": {"name": "f", "arguments": "{"}}, {"function": {"arguments": "}"}}, {"id": "b"}]
+    said: list[dict[str, Any]] = [
+        {"id": "a", "function": {"name": "f", "arguments": "{"}},
+        {"function": {"arguments": "}"}},
+        {"id": "b"},
+    ]
     assert calls(*said) == (ToolCall(0, "a", "f", "{}"), ToolCall(1, "b", "", "{}"))
 
 

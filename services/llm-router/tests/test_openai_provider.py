@@ -95,7 +95,7 @@ def meaning(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def config_of(provider: str = "openai", model: str = "m", base_url: str = "https://x.example/v1", **rest: Any) -> ModelConfig:
-    return ModelConfig(id="0" * 26, name="n", provider=provider, model=model, base_url=base_url, **rest)  # type: ignore[arg-type]
+    return ModelConfig(id="0" * 26, name="n", provider=provider, model=model, base_url=base_url, **rest)
 
 
 def message_of(said: dict[str, Any]) -> PromptMessage:
@@ -125,11 +125,9 @@ def params_of(body: dict[str, Any]) -> Params:
         said["tools"] = tuple(
             Tool(**{**tool["function"], "parameters": raw(tool["function"]["parameters"])}) for tool in body["tools"]
         )
-    match body.get("tool_choice"):
-        case dict() as named:
-            said["tool_choice"] = ToolChoice(mode="named", name=named["function"]["name"])
-        case str() as mode:
-            said["tool_choice"] = ToolChoice(mode=mode)  # type: ignore[arg-type]
+    if choice := body.get("tool_choice"):
+        is_named = isinstance(choice, dict)
+        said["tool_choice"] = ToolChoice(mode="named", name=choice["function"]["name"]) if is_named else ToolChoice(mode=choice)
     if "response_format" in body:
         form = body["response_format"]
         said["response_format"] = ResponseFormat(kind=form["type"], json_schema=raw(form.get("json_schema")))
