@@ -42,9 +42,7 @@ class SigningKey:
         self.private = Ed25519PrivateKey.from_private_bytes(_derive(secret, "jwt-ed25519-v1"))
         self._successor_key = _derive(secret, "refresh-v1")
         point = _base64url(self.private.public_key().public_bytes_raw())
-        # RFC 7638: the required members in alphabetical order, without spaces.
-        thumbprint = hashlib.sha256(f'{{"crv":"Ed25519","kty":"OKP","x":"{point}"}}'.encode()).digest()
-        self.id = _base64url(thumbprint)[:_KEY_ID_LENGTH]
+        self.id = thumbprint(point)[:_KEY_ID_LENGTH]
         self.jwk = Jwk(kid=self.id, x=point)
 
     def successor(self, refresh_token: str) -> str:
@@ -85,6 +83,11 @@ class Issuer:
             headers={"kid": self.signing_key.id},
         )
         return Tokens(access_token=access_token, refresh_token=refresh_token, expires_in_s=self._access_ttl_s)
+
+
+def thumbprint(point: str) -> str:
+    """RFC 7638: a hash of the key's required members in alphabetical order, without spaces."""
+    return _base64url(hashlib.sha256(f'{{"crv":"Ed25519","kty":"OKP","x":"{point}"}}'.encode()).digest())
 
 
 def new_refresh_token() -> str:
