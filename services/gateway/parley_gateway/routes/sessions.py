@@ -7,7 +7,6 @@ from pydantic import Field
 from starlette.responses import Response
 
 from parley_contracts.errors import ApiKeyRequired, ModelNotFound, Problem, SessionNotFound, ValidationFailed
-from parley_contracts.ids import PATTERN
 from parley_contracts.model_configs import Credential, KeepInlineConfig, ModelConfig, Protocol
 from parley_contracts.prompts import Params
 from parley_contracts.sessions import (
@@ -192,7 +191,7 @@ async def get(
     caller: Caller,
     edge: TheEdge,
     messages_limit: Annotated[int, Query(alias="messagesLimit", ge=1, le=500)] = 100,
-    messages_before: Annotated[str | None, Query(alias="messagesBefore", pattern=PATTERN)] = None,
+    messages_before: Annotated[str | None, Query(alias="messagesBefore", pattern="^[0-9a-z]{26}$")] = None,
 ) -> Response:
     session = await edge.bus.ask(GetSession(user_id=caller.user_id, session_id=session_id))
     page = await edge.bus.ask(
