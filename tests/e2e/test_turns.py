@@ -182,7 +182,7 @@ async def test_a_turn_without_a_session_is_answered_billed_and_not_stored(person
     assert sessions["meta"]["total"] == 0
 
 
-async def test_whoever_streams_is_present_and_whoever_leaves_is_not(parley: RunningParley, person: Person) -> None:
+async def test_whoever_streams_is_present_and_whoever_leaves_is_not(person: Person) -> None:
     async def online() -> list[int]:
         answer = await person.client.get("/activity/status/all")
         assert answer.status_code == 200, answer.text
