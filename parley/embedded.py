@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from parley.servers import BUCKET, SERVERS, Home, Secrets, Server
+from parley.server_secrets import Secrets
+from parley.servers import BUCKET, SERVERS, Home, Server
 from parley.supervise import Child, PortTaken, RunFile, StartFailed, free_port, is_free
 
 __all__ = ["ALL", "Addresses", "EmbeddedServers", "StartFailed"]

@@ -21,41 +21,14 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 import asyncpg
-import msgspec
 from typing_extensions import override
 
+from parley.server_secrets import Secrets
 from parley.supervise import Child, Command, RunFile, StartFailed
 
 BUCKET = "parley"
 INITDB_S = 60.0
 PROBE_S = 2.0
-
-
-class Secrets(msgspec.Struct, frozen=True):
-    """Made once for a data directory; PostgreSQL keeps the password in its own data too."""
-
-    postgres_password: str
-    s3_access_key_id: str
-    s3_secret_access_key: str
-
-    @classmethod
-    def load(cls, path: Path) -> "Secrets":
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                return msgspec.json.decode(path.read_bytes(), type=cls)
-            except msgspec.DecodeError as error:
-                raise StartFailed(f"{path} cannot be read ({error}): put back a copy, or move it away with the data.") from None
-        made = cls(
-            postgres_password=secrets.token_hex(24),
-            s3_access_key_id=secrets.token_hex(10),
-            s3_secret_access_key=secrets.token_hex(20),
-        )
-        new = path.with_suffix(".new")
-        new.unlink(missing_ok=True)
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:  # noqa: PTH123 - Path.open takes no mode
-            file.write(msgspec.json.encode(made))
-        new.replace(path)
-        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +138,7 @@ class Postgres(Server):
         for half in self._home.data_dir.glob("postgres.new.*"):
             shutil.rmtree(half, ignore_errors=True)
         if (folder / "PG_VERSION").exists():
-            self._forget_reused_pid()
+            self._forget_dead_postmaster()
             return
         if folder.exists() and any(folder.iterdir()):
             raise StartFailed(
@@ -216,16 +189,17 @@ class Postgres(Server):
             await connection.close()
         return True
 
-    def _forget_reused_pid(self) -> None:
-        """Remove a crashed server's `postmaster.pid` when that pid is some other program now.
+    def _forget_dead_postmaster(self) -> None:
+        """Take a crashed server's pid out of `postmaster.pid` when it is another program's now, or nobody reaps it.
 
-        PostgreSQL would take it for a running server and refuse, which a container's few pids make likely.
+        PostgreSQL would believe it still runs and refuse, which a container's few pids make likely. Our own pid is
+        put there, its parent's, which it ignores; the rest of the file it needs, to see whether backends still live.
         """
         file = self._home.folder / "postmaster.pid"
-        with contextlib.suppress(OSError, ValueError):
-            pid = int(file.read_text().split("\n")[0])
-            if Path(f"/proc/{pid}/comm").read_text().strip() != "postgres":
-                file.unlink()
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            pid, _, rest = file.read_text().partition("\n")
+            if not _works_in(int(pid), self._home.folder):
+                file.write_text(f"{os.getpid()}\n{rest}")
 
     async def _initdb(self, new: Path) -> None:
         if self._user:
@@ -382,6 +356,16 @@ def _package(name: str) -> Path | None:
     """The folder of an installed package, found without importing it."""
     spec = importlib.util.find_spec(name)
     return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def _works_in(pid: int, folder: Path) -> bool:
+    """Whether the process runs in that folder, as a postmaster does in its data; True where that cannot be known."""
+    try:
+        return Path(f"/proc/{pid}/cwd").samefile(folder)
+    except FileNotFoundError:  # gone, or a zombie
+        return not Path("/proc/self/cwd").exists()
+    except OSError:
+        return True
 
 
 def _anyone_can_run(binary: Path) -> bool:

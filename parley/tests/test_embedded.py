@@ -41,15 +41,19 @@ asyncio.run(main())
 """
 
 
-@contextlib.contextmanager
-def launcher(data_dir: Path) -> Iterator[tuple["subprocess.Popen[bytes]", Addresses]]:
-    """Another process that runs the servers, as `parley up` would."""
-    with subprocess.Popen([sys.executable, "-c", LAUNCHER, data_dir], stdout=subprocess.PIPE) as process:  # noqa: S603 - ours
-        try:
-            assert process.stdout is not None
-            yield process, Addresses(**json.loads(process.stdout.readline()))
-        finally:
+@contextlib.asynccontextmanager
+async def launcher(data_dir: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, Addresses]]:
+    """Another process that runs the servers, as `parley up` would; killed in the end, and cleared up after."""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", LAUNCHER, data_dir, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        yield process, Addresses(**json.loads(await process.stdout.readline()))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
             process.kill()
+        await process.wait()
+        async with running(data_dir, only=frozenset()):
+            """Ends what is left."""
 
 
 @contextlib.asynccontextmanager
@@ -166,17 +170,31 @@ async def test_a_second_start_keeps_data_and_addresses(tmp_path: Path) -> None:
 
 
 async def test_what_a_killed_launcher_left_is_cleared_by_the_next_start(tmp_path: Path) -> None:
-    with launcher(tmp_path / "data") as (process, at):
+    async with launcher(tmp_path / "data") as (process, at):
         await query(at.database_url, "CREATE TABLE kept (id int)")
         process.kill()
-    orphans = processes(tmp_path / "data")
-    assert set(orphans) == ALL
-    assert all(is_running(orphan) for orphan in orphans.values())
-    async with running(tmp_path / "data") as (started, again):
-        assert not any(is_running(orphan) for orphan in orphans.values())
-        assert again == at
-        assert started.pid("postgres") != orphans["postgres"].pid
-        assert await query(again.database_url, "SELECT count(*) FROM kept") == 0
+        await process.wait()
+        orphans = processes(tmp_path / "data")
+        assert set(orphans) == ALL
+        assert all(is_running(orphan) for orphan in orphans.values())
+        async with running(tmp_path / "data") as (started, again):
+            assert not any(is_running(orphan) for orphan in orphans.values())
+            assert again == at
+            assert started.pid("postgres") != orphans["postgres"].pid
+            assert await query(again.database_url, "SELECT count(*) FROM kept") == 0
+
+
+async def test_when_everything_is_killed_at_once_the_next_start_recovers(tmp_path: Path) -> None:
+    async with launcher(tmp_path / "data") as (process, at):
+        connection = await asyncpg.connect(at.database_url)  # its backend outlives the postmaster for a moment
+        await connection.execute("CREATE TABLE kept (id int)")
+        process.kill()
+        for child in processes(tmp_path / "data").values():
+            os.kill(child.pid, signal.SIGKILL)
+        await process.wait()
+        async with running(tmp_path / "data") as (_, again):
+            assert await query(again.database_url, "SELECT count(*) FROM kept") == 0
+        connection.terminate()
 
 
 async def test_a_process_that_has_a_leftovers_pid_now_is_spared(tmp_path: Path) -> None:
@@ -188,14 +206,12 @@ async def test_a_process_that_has_a_leftovers_pid_now_is_spared(tmp_path: Path) 
 
 
 async def test_a_second_launcher_is_refused_and_harms_nothing(tmp_path: Path) -> None:
-    with launcher(tmp_path / "data") as (process, at):
+    async with launcher(tmp_path / "data") as (process, at):
         with pytest.raises(StartFailed, match=rf"in use by another running Parley \(pid {process.pid}\): stop that one"):
             await EmbeddedServers(tmp_path / "data").start()
         assert await query(at.database_url, "SELECT 1") == 1
         assert await ping(at.redis_url)
         assert await streams(at.nats_url) == 0
-    async with running(tmp_path / "data"):
-        """The one that was killed here left four servers: cleared, as above."""
 
 
 @pytest.mark.parametrize("name", sorted(ALL))
