@@ -1,7 +1,6 @@
 """Refresh tokens: used up once, answered alike to two tabs, and a thief's use ends the family."""
 
 import asyncio
-import base64
 from collections import Counter
 from collections.abc import Callable
 from typing import Any

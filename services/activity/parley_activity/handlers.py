@@ -1,0 +1,26 @@
+"""What activity does: keep count of connections, and tell who is online. Answers are what is stored, so all replicas agree."""
+
+from dataclasses import dataclass
+
+from parley_activity.presence import Connected
+from parley_activity.speaker import Speaker
+from parley_activity.store import ActivityStore
+from parley_contracts.activity import ConnectionsCounted, GetPresence, ListPresence, Presence
+from parley_runtime.clock import Clock
+from parley_runtime.database import Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Handlers:
+    connected: Connected
+    speaker: Speaker
+    clock: Clock
+
+    async def count_connections(self, event: ConnectionsCounted) -> None:
+        self.speaker.see(self.connected.hear(event, self.clock.monotonic()))
+
+    async def get_presence(self, query: GetPresence, tx: Transaction) -> Presence:
+        return await ActivityStore(tx).get_presence(query.user_id)
+
+    async def list_presence(self, _query: ListPresence, tx: Transaction) -> tuple[Presence, ...]:
+        return await ActivityStore(tx).list_online()
