@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
-import msgspec
 import nats.errors
 import structlog
 from nats.aio.client import Client
@@ -18,22 +17,14 @@ from nats.aio.subscription import Subscription
 from nats.micro import add_service
 from nats.micro.request import Request
 
-from parley_contracts.errors import (
-    ErrorBody,
-    Overloaded,
-    ParleyError,
-    PayloadTooLarge,
-    Problem,
-    ServiceUnavailable,
-    ValidationFailed,
-    error_from,
-)
+from parley_contracts.errors import Overloaded, ServiceUnavailable
 from parley_contracts.message import Durable, Event, Question
 from parley_contracts.streams import Stream
-from parley_runtime.bus import MAX_PAYLOAD_BYTES, Asks, Bus, Closable, DeadLetter, Taken, TurnLog
+from parley_runtime.bus import Asks, Bus, Closable, DeadLetter, Taken, TurnLog
 from parley_runtime.nats_client import LOST, Connection, clean, drain, unsubscribe
-from parley_runtime.nats_durable import Taker, provision, store
+from parley_runtime.nats_durable import KEEP_ALIVE_S, Taker, provision, store
 from parley_runtime.nats_turns import NatsTurnLog, Watch
+from parley_runtime.replies import error_reply, read_reply, reply_to, sized
 from parley_runtime.tasks import Tasks
 
 __all__ = ["NatsBus", "provision"]
@@ -45,14 +36,12 @@ M = TypeVar("M")
 E = TypeVar("E", bound=Event)
 D = TypeVar("D", bound=Durable)
 
-ERROR_HEADER = "Parley-Error"
 ASKERS = ("_INBOX_",)
 """Where answers may go: inboxes of our own services. Anything else was chosen by an attacker (security §3, rule 5)."""
 EVENT_TIMEOUT_S = 30.0
 _AT_ONCE = 256
 _WAITING = 2048
 _NO_RESPONDERS = nats.errors.NoRespondersError
-_BODY = msgspec.json.Decoder(ErrorBody)
 _VERSION = "0.1.0"
 
 Inject = Callable[[], Mapping[str, str]]
@@ -97,7 +86,7 @@ class Asked:
                 log.warning("reply_refused", subject=msg.subject, reply=msg.reply[:80], refused=self.refused)
                 return
             if waiting >= _WAITING:
-                payload, headers = _error_reply(Overloaded())
+                payload, headers = error_reply(Overloaded())
                 self._connection.say(msg.reply, payload, headers=headers)
                 return
             waiting += 1
@@ -124,6 +113,7 @@ class NatsBus:
         extract: Extract = lambda _headers: nullcontext(),
         on_closed: Callable[[], None] | None = None,
         drain_s: float = 10.0,
+        keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
         self.service = service
         self._connection = Connection(
@@ -139,6 +129,7 @@ class NatsBus:
         self._inject = inject
         self._extract = extract
         self._drain_s = drain_s
+        self._keep_alive_s = keep_alive_s
         self._tasks = Tasks()
         self._asked = Asked(self._connection, self._tasks)
         self._answers: list[tuple[str, Callable[[Request], Awaitable[None]]]] = []
@@ -153,26 +144,11 @@ class NatsBus:
         async def answer(request: Request) -> None:
             # N24: nats.micro would send the asker `repr(exception)` and keep it for everyone to read.
             with self._extract(request.headers or {}):
-                payload, headers = await self._reply_to(kind, handler, request.data)
+                payload, headers = await reply_to(kind, handler, request.data)
             await request.respond(payload, headers)
 
         self._must_not_run()
         self._answers.append((kind.pattern(), answer))
-
-    async def _reply_to(
-        self, kind: Asks[M, R], handler: Callable[[M], Awaitable[R]], data: bytes
-    ) -> tuple[bytes, dict[str, str] | None]:
-        try:
-            reply = _sized(kind.encode_reply(await handler(kind.decode(data))))
-        except ParleyError as error:
-            return _error_reply(error)
-        except msgspec.ValidationError as error:
-            log.warning("question_refused", question=kind.pattern(), error=str(error))
-            return _error_reply(ValidationFailed(problems=(Problem("", str(error)),)))
-        except Exception:
-            log.exception("answer_failed", question=kind.pattern())
-            return _error_reply(ParleyError())
-        return reply, None
 
     def on(self, kind: type[E], handler: Callable[[E], Awaitable[None]]) -> None:
         async def hear(msg: Msg) -> None:
@@ -213,7 +189,7 @@ class NatsBus:
                 stream=stream,
                 durable=self.service,
                 at_once=at_once,
-                keep_alive=keep_alive,
+                keep_alive_s=self._keep_alive_s if keep_alive else None,
             )
         )
 
@@ -270,7 +246,7 @@ class NatsBus:
     # --- say ---
 
     async def ask(self, question: Question[R], *, timeout_s: float = 5.0) -> R:
-        subject, payload = question.route(), _sized(question.encode())
+        subject, payload = question.route(), sized(question.encode())
         try:
             reply = await self._connection.request(subject, payload, timeout_s=timeout_s, headers=clean(self._inject()))
         except _NO_RESPONDERS:
@@ -278,15 +254,13 @@ class NatsBus:
         except LOST as error:
             log.warning("no_answer", question=question.subject, error=repr(error))
             raise ServiceUnavailable(service=question.service()) from error
-        if reply.headers and ERROR_HEADER in reply.headers:
-            raise error_from(_BODY.decode(reply.data))
-        return question.decode_reply(reply.data)
+        return read_reply(type(question), reply.data, reply.headers)
 
     async def publish(self, message: Event | Durable) -> None:
         headers = dict(self._inject())
         if isinstance(message, Durable):
             await store(self._connection, message, headers)
-        elif not self._connection.say(message.route(), _sized(message.encode()), headers=clean(headers)):
+        elif not self._connection.say(message.route(), sized(message.encode()), headers=clean(headers)):
             log.warning("event_unsaid", subject=message.subject)
 
     async def answer_one(self, question: type[Question[R]], turn_id: str, handler: Callable[[], Awaitable[R]]) -> Closable:
@@ -295,7 +269,7 @@ class NatsBus:
                 return await handler()
 
             with self._extract(msg.headers or {}):
-                payload, headers = await self._reply_to(question, ignoring_it, msg.data)
+                payload, headers = await reply_to(question, ignoring_it, msg.data)
             self._connection.say(msg.reply, payload, headers=headers)
 
         async def hear(msg: Msg) -> None:
@@ -309,16 +283,6 @@ class NatsBus:
             await unsubscribe(subscription)
             raise
         return Watch(subscription)
-
-
-def _sized(payload: bytes) -> bytes:
-    if len(payload) > MAX_PAYLOAD_BYTES:  # N22: else it surfaces in the middle of something
-        raise PayloadTooLarge(limit_bytes=MAX_PAYLOAD_BYTES)
-    return payload
-
-
-def _error_reply(error: ParleyError) -> tuple[bytes, dict[str, str]]:
-    return msgspec.json.encode(error.body()), {ERROR_HEADER: error.code}
 
 
 def _conforms(bus: NatsBus) -> Bus:

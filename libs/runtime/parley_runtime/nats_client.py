@@ -212,6 +212,6 @@ async def drain(subscription: Subscription, *, timeout_s: float = 2.0) -> None:
     """End a subscription after what was delivered to it has been heard."""
     try:
         async with asyncio.timeout(timeout_s):
-            await subscription.drain()
+            await subscription.drain()  # type: ignore[no-untyped-call]
     except LOST:
         await unsubscribe(subscription)

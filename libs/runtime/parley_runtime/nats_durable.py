@@ -16,6 +16,7 @@ from parley_contracts.message import Durable
 from parley_contracts.streams import CONSUMERS, STREAMS, ConsumerSpec, Stream, StreamSpec
 from parley_runtime.bus import MAX_PAYLOAD_BYTES, Taken
 from parley_runtime.nats_client import LOST, Connection, clean, drain
+from parley_runtime.replies import sized
 from parley_runtime.tasks import Tasks
 
 log = structlog.get_logger()
@@ -120,9 +121,7 @@ def _consumer_config(spec: ConsumerSpec) -> api.ConsumerConfig:
 
 async def store(connection: Connection, message: Durable, headers: dict[str, str]) -> None:
     """Stored when this returns: repeated under one id until acknowledged (N9), so that a timeout doubles nothing."""
-    payload = message.encode()
-    if len(payload) > MAX_PAYLOAD_BYTES:
-        raise PayloadTooLarge(limit_bytes=MAX_PAYLOAD_BYTES)
+    payload = sized(message.encode())
     subject = message.route()
     said = clean({"Nats-Msg-Id": message.dedup_id(), **headers})
     loop = asyncio.get_running_loop()
@@ -180,7 +179,7 @@ class Taker:
         stream: Stream,
         durable: str,
         at_once: int,
-        keep_alive: bool,
+        keep_alive_s: float | None,
     ) -> None:
         self._connection = connection
         self._tasks = tasks
@@ -188,7 +187,7 @@ class Taker:
         self._names = {"stream": stream.value, "durable": durable}
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream.value}.{durable}"
         self._at_once = at_once
-        self._keep_alive = keep_alive
+        self._keep_alive_s = keep_alive_s
         self._running: set[str] = set()
         self._asked = 0
         self._is_stopping = False
@@ -243,8 +242,8 @@ class Taker:
             self._is_refused = False
             self._asked -= 1
             self._running.add(msg.reply)
-            if self._keep_alive and self._alive_timer is None:
-                self._alive_timer = asyncio.get_running_loop().call_later(KEEP_ALIVE_S, self._say_alive)
+            if self._alive_timer is None:
+                self._arm_alive()
             self._tasks.spawn(self._take(msg))
             self._pull()
 
@@ -265,7 +264,11 @@ class Taker:
         for reply in self._running:
             self._connection.say(reply, b"+WPI")
         if self._running:
-            self._alive_timer = asyncio.get_running_loop().call_later(KEEP_ALIVE_S, self._say_alive)
+            self._arm_alive()
+
+    def _arm_alive(self) -> None:
+        if self._keep_alive_s is not None:
+            self._alive_timer = asyncio.get_running_loop().call_later(self._keep_alive_s, self._say_alive)
 
     async def _take(self, msg: Msg) -> None:
         try:

@@ -9,7 +9,6 @@ import structlog
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from parley_contracts.errors import PayloadTooLarge
 from parley_contracts.turns import (
     Control,
     Generate,
@@ -32,6 +31,7 @@ from parley_runtime.bus import (
 )
 from parley_runtime.nats_client import LOST, Connection, unsubscribe
 from parley_runtime.nats_durable import PUB_ACK, PUBLISH_TIMEOUT_S, ApiError
+from parley_runtime.replies import sized
 
 log = structlog.get_logger()
 
@@ -116,9 +116,7 @@ class NatsTurnLog:
             raise LogUnreadable(turn_id) from error
 
     async def append_control(self, entry: Control, *, expected_seq: int) -> int:
-        payload = entry.encode()
-        if len(payload) > MAX_PAYLOAD_BYTES:
-            raise PayloadTooLarge(limit_bytes=MAX_PAYLOAD_BYTES)
+        payload = sized(entry.encode())
         # No Nats-Msg-Id: repeated with both headers, versions of the server answer differently (fact 3). The nonce decides.
         headers = {"Nats-Expected-Last-Subject-Sequence": str(expected_seq)}
         try:
