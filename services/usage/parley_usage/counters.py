@@ -10,6 +10,8 @@ from typing import Any
 
 import structlog
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from parley_contracts.errors import ServiceUnavailable
@@ -38,7 +40,11 @@ class Counters:
 
     def __init__(self, redis_url: str, database: Database, clock: Clock) -> None:
         self._redis: Redis = Redis.from_url(
-            redis_url, decode_responses=True, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
+            redis_url,
+            decode_responses=True,
+            socket_timeout=TIMEOUT_S,
+            socket_connect_timeout=TIMEOUT_S,
+            retry=Retry(NoBackoff(), retries=0),  # we try again ourselves, without a transaction open
         )
         self._database = database
         self._clock = clock

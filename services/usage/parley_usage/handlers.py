@@ -72,8 +72,8 @@ class Handlers:
     async def release_budget(self, command: ReleaseBudget, tx: Transaction) -> None:
         await UsageStore(tx).release(command.turn_id, command.user_id)
 
-    async def settle_turn(self, result: TurnResult, tx: Transaction) -> list[Charge]:
-        """The charges of a result that is settled now; none when it was settled already."""
+    async def settle_turn(self, result: TurnResult, tx: Transaction) -> list[Charge] | None:
+        """The charges of a result that is settled now; None when it was settled already."""
         store = UsageStore(tx)
         standing = await store.lock_reservation(
             result.turn_id,
@@ -83,7 +83,7 @@ class Handlers:
         )
         if standing.state == "settled":
             log.info("turn_already_settled", turn_id=result.turn_id)  # delivered again
-            return []
+            return None
         charges = [self._charge(result, attempt, standing.user_id) for attempt in result.attempts]
         day = self.calendar.day(result.ended_at)
         await store.settle(
@@ -186,7 +186,7 @@ class Handlers:
             method=attempt.method,
             is_success=attempt.is_success,
             error_code=attempt.error_code,
-            response_time_ms=attempt.duration_ms,
+            response_time_ms=count(attempt.duration_ms),
             first_token_ms=attempt.first_token_ms,
             created_at=result.ended_at,
         )

@@ -22,9 +22,9 @@ class Settlement:
     async def settle(self, result: TurnResult) -> None:
         """Any number of times; the first one charges."""
         charges = await self._settle(result)
-        if charges:
+        if charges is not None:
             turns_settled_total.inc()
-        for charge in charges:
+        for charge in charges or ():
             cost_usd_total.labels(charge.provider, str(charge.is_billable).lower()).inc(float(charge.cost_usd))
         # Also when it was settled already: who settled it may have died before it counted.
         self._counters.count(result.user_id, self._calendar.day(result.ended_at))

@@ -4,12 +4,13 @@ A row is taken by noting on it that it is asked about, so that replicas share th
 """
 
 import asyncio
+import contextlib
 from datetime import timedelta
 
 import structlog
 from prometheus_client import Counter
 
-from parley_contracts.errors import ParleyError
+from parley_contracts.errors import ParleyError, ServiceUnavailable
 from parley_contracts.turns import FindTurn
 from parley_runtime.bus import Bus, LogUnreadable
 from parley_runtime.clock import Clock
@@ -44,7 +45,8 @@ class Sweeper:
     async def keep_holds_true(self) -> None:
         """For ever."""
         while True:
-            await self.sweep()
+            with contextlib.suppress(ServiceUnavailable):  # the database is away, and its own log says so
+                await self.sweep()
             await self._clock.sleep(EVERY_S)
 
     async def sweep(self) -> None:

@@ -1,6 +1,7 @@
 """Settlement: charged once, by whoever delivers it how often, and listed as it was."""
 
 import asyncio
+import random
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -9,11 +10,12 @@ import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
-from parley_contracts.errors import ServiceUnavailable
+from parley_contracts.errors import BudgetExceeded, ServiceUnavailable
 from parley_contracts.ids import new_id
 from parley_contracts.parts import FinishReason, TokenUsage
 from parley_contracts.turns import TurnResult
 from parley_contracts.usage import UsageRecorded
+from parley_usage.store import UsageStore
 
 
 def _metric(name: str, **labels: str) -> float:
@@ -147,6 +149,46 @@ def test_a_count_that_is_no_number_is_refused_before_it_is_billed(usage: Any) ->
     result = usage.result(new_id()).encode().replace(b'"input_tokens":300000', b'"input_tokens":NaN')
     with pytest.raises(msgspec.DecodeError):
         TurnResult.decode(result)
+
+
+@pytest.mark.parametrize("change", ["held_usd = held_usd + 0.000000000001", "spent_usd = spent_usd - 0.000000000001"])
+async def test_an_audit_finds_a_sum_that_is_off_by_the_smallest_amount(usage: Any, change: str) -> None:
+    await usage.reserve()
+    await usage.settle(usage.result(new_id()))
+    async with usage.database.transaction() as tx:
+        connection = await tx.session.connection()
+        await connection.exec_driver_sql(f"UPDATE usage.budgets SET {change} WHERE user_id = $1", (usage.user_id,))  # noqa: S608
+        assert [mismatch.user_id for mismatch in await UsageStore(tx).audit()] == [usage.user_id]
+        await tx.session.rollback()
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_the_books_stay_true_when_everything_happens_at_once(usage: Any, seed: int) -> None:
+    choose = random.Random(seed)  # noqa: S311 - a scenario that can be repeated
+    await usage.set_budget("12.5")
+    turns = [new_id() for _ in range(25)]
+    usage.bus.turns.results = {turn_id: usage.result(turn_id) for turn_id in turns[:10]}
+
+    async def one_thing() -> None:
+        turn_id = choose.choice(turns)
+        match choose.randrange(6):
+            case 0 | 1:
+                await usage.reserve(turn_id=turn_id, request_hash=choose.choice([None, "a", "b"]))
+            case 2:
+                await usage.release(turn_id)
+            case 3:
+                reason = choose.choice([FinishReason.STOP, FinishReason.CANCELED])
+                await usage.settle(usage.result(turn_id, finish_reason=reason))
+            case 4:
+                await usage.set_budget(choose.choice(["5", "12.5", "40"]))
+            case _:
+                usage.clock.advance(5)
+                await usage.sweeper.sweep()
+
+    outcomes = await asyncio.gather(*(one_thing() for _ in range(400)), return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} <= {type(None), BudgetExceeded}
+    charges = (await usage.charges(limit=1000)).charges
+    assert len({charge.turn_id for charge in charges}) == len(charges)  # the fixture audits the sums
 
 
 async def test_a_result_waits_while_the_database_is_away(usage: Any) -> None:
