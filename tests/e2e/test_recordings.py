@@ -13,8 +13,9 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.harness import Person, RunningParley
-from tests.e2e.replay import RECORDINGS, ReplayServer, openai_recordings, sdk_outcome, streamed, to_openai_messages
+from tests.e2e.replay import ReplayServer, openai_recordings, sdk_outcome, streamed, to_openai_messages
 
+RECORDINGS = Path(__file__).parents[2] / "services" / "llm-router" / "tests" / "recordings"
 ALL = openai_recordings(RECORDINGS)
 ACCEPTED = {
     "messages", "temperature", "top_p", "top_k", "max_tokens", "max_completion_tokens", "stop", "presence_penalty",
@@ -22,7 +23,6 @@ ACCEPTED = {
     "reasoning_effort",
 }  # fmt: skip
 OUR_STATUS = {400: (400, "provider_refused"), 401: (502, "provider_auth"), 404: (503, "model_unavailable"), 429: (429, None)}
-PLAIN = {"messages": [{"role": "user", "content": "Hello"}]}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session", params=[None, 7], ids=["whole", "in 7-byte pieces"])
@@ -33,7 +33,7 @@ async def replaying(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Runni
             folder,
             OPENAI_BASE_URL=server.url,
             OPENAI_API_KEY="sk-replay",
-            OPENAI_MODELS=",".join(f"rec/{recording['id']}" for recording in ALL),
+            OPENAI_MODELS=",".join(f"rec/{name}" for name in ALL),
             RETRY_AFTER_429_S="0.1",
             RETRY_AFTER_5XX_S="0.1",
         )
@@ -44,19 +44,20 @@ async def replaying(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Runni
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("recording", ALL, ids=[recording["id"] for recording in ALL])
+@pytest.mark.parametrize("name", ALL)
 async def test_the_sdk_reads_through_parley_what_it_read_from_the_provider(
-    replaying: tuple[RunningParley, Person], recording: dict[str, Any]
+    replaying: tuple[RunningParley, Person], name: str
 ) -> None:
     parley, person = replaying
-    body = {name: value for name, value in _body(recording).items() if name in ACCEPTED}
+    recording = ALL[name]
+    body = {field: value for field, value in to_openai_messages(recording).items() if field in ACCEPTED}
     is_stream = streamed(recording)
     if is_stream:
         body["stream_options"] = {"include_usage": True}
     outcome = await sdk_outcome(
         f"{parley.gateways[0]}/v1",
         body,
-        model=f"rec/{recording['id']}",
+        model=f"rec/{name}",
         stream=is_stream,
         api_key=person.tokens["access_token"],
     )
@@ -75,12 +76,6 @@ async def test_the_sdk_reads_through_parley_what_it_read_from_the_provider(
     assert outcome["finish_reason"] == expected["finish_reason_openai"]
     if expected["usage"] is not None:
         assert _usage(outcome["usage_raw"]) == expected["usage"]
-
-
-def _body(recording: dict[str, Any]) -> dict[str, Any]:
-    if recording["request"] is None or not recording["request"]["path"].endswith("/chat/completions"):
-        return dict(PLAIN)
-    return to_openai_messages(recording)
 
 
 def _calls(outcome: dict[str, Any]) -> list[tuple[str, str, str]]:
