@@ -190,6 +190,15 @@ async def test_a_name_that_turns_private_later_is_refused_then(tls: Tls, monkeyp
 
 
 @pytest.mark.usefixtures("all_public")
+async def test_a_url_saved_under_an_exception_that_was_withdrawn_is_refused_at_use() -> None:
+    async with listening() as listener, clients(resolver=Names(["127.0.0.1"])) as made:
+        url = f"http://model.example:{listener.port}/v1"
+        with pytest.raises(BaseUrlRefused):
+            await made.for_config(config(url)).get(url)
+        assert listener.hits == 0
+
+
+@pytest.mark.usefixtures("all_public")
 async def test_the_certificate_must_bear_the_name_of_the_url(tls: Tls) -> None:
     async with listening(TEXT, tls.server) as listener, clients(resolver=Names(["127.0.0.1"]), ssl_context=tls.client) as made:
         client = made.for_config(config("https://model.example"))
