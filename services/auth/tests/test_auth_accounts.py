@@ -141,6 +141,7 @@ async def test_a_login_is_noted_and_begins_a_family_of_its_own(auth: Handlers, c
     clock.advance(60)
     second = principal(auth, await auth.log_in(LogIn(email="ann@example.org", password=PASSWORD)))
     assert first.family != second.family
+    assert (second.user_id, second.role, second.permissions) == (first.user_id, "ADMIN", first.permissions)
     async with database.transaction() as tx:
         noted = (await tx.session.execute(text("SELECT last_login_at FROM auth.users"))).scalar_one()
     assert noted == clock.now()
@@ -155,13 +156,18 @@ async def test_an_unknown_email_gets_the_same_body_and_the_same_work_as_a_wrong_
 ) -> None:
     await auth.register(register())
     verified: list[str] = []
-    real = auth.passwords._hasher.verify_and_update
+    real, real_hash = auth.passwords._hasher.verify_and_update, auth.passwords._hasher.hash
 
     def counted(password: str, stored: str) -> Any:
         verified.append(stored.rpartition("$")[0].rpartition("$")[0])  # kind and cost, without salt and digest
         return real(password, stored)
 
+    def counted_hash(password: str) -> str:
+        verified.append("hashed anew")
+        return real_hash(password)
+
     monkeypatch.setattr(auth.passwords._hasher, "verify_and_update", counted)
+    monkeypatch.setattr(auth.passwords._hasher, "hash", counted_hash)
     bodies = []
     for tried in ("ann@example.org", email):
         with pytest.raises(InvalidCredentials) as refusal:

@@ -1,0 +1,77 @@
+"""Auth as a whole, through a bus: what the gateway will see, errors included."""
+
+from collections.abc import AsyncIterator, Callable
+
+import jwt
+import pytest
+import pytest_asyncio
+from pydantic import SecretStr
+
+from parley_auth.service import AuthService
+from parley_auth.settings import AuthSettings
+from parley_contracts.accounts import GetJwks, GetUser, GetUsers, LogIn, RefreshTokens, Register
+from parley_contracts.errors import EmailTaken, InvalidCredentials, ServiceUnavailable, Unauthenticated, ValidationFailed
+from parley_runtime.access_tokens import verify_access_token
+from parley_runtime.clock import SystemClock
+from parley_runtime.database import Database
+from parley_runtime.memory_bus import MemoryBus, MemoryHub
+
+PASSWORD = "correct horse 1"
+
+
+@pytest_asyncio.fixture
+async def gateway(
+    migrated_url: str, database: Database, make_settings: Callable[..., AuthSettings]
+) -> AsyncIterator[MemoryBus]:
+    """A bus on which auth answers."""
+    assert database  # emptied
+    hub = MemoryHub()
+    service = AuthService(make_settings(database_url=SecretStr(migrated_url)), MemoryBus(hub, "auth"))
+    asker = MemoryBus(hub, "gateway")
+    await service.start()
+    await asker.start()
+    assert await service.readiness.problems() == {}
+    yield asker
+    await asker.close()
+    await service.stop()
+
+
+async def test_register_log_in_refresh_and_look_up_over_the_bus(gateway: MemoryBus) -> None:
+    registered = await gateway.ask(Register(email="ann@example.org", username="Ann", password=PASSWORD))
+    logged_in = await gateway.ask(LogIn(email="ANN@example.org", password=PASSWORD))
+    refreshed = await gateway.ask(RefreshTokens(refresh_token=logged_in.refresh_token))
+    assert len({registered.refresh_token, logged_in.refresh_token, refreshed.refresh_token}) == 3
+
+    keys = {jwk.kid: jwt.PyJWK({"kty": jwk.kty, "crv": jwk.crv, "x": jwk.x}).key for jwk in await gateway.ask(GetJwks())}
+    principal = verify_access_token(refreshed.access_token, keys, SystemClock().now())
+    user = await gateway.ask(GetUser(user_id=principal.user_id))
+    assert (user.id, user.username, user.role) == (1, "Ann", "ADMIN")
+    assert await gateway.ask(GetUsers(user_ids=(1, 2))) == (user,)
+
+
+async def test_errors_reach_the_asker_as_themselves(gateway: MemoryBus) -> None:
+    await gateway.ask(Register(email="ann@example.org", username="Ann", password=PASSWORD))
+    with pytest.raises(EmailTaken):
+        await gateway.ask(Register(email="ann@example.org", username="Ann", password=PASSWORD))
+    with pytest.raises(InvalidCredentials):
+        await gateway.ask(LogIn(email="ann@example.org", password="wrong"))
+    with pytest.raises(Unauthenticated):
+        await gateway.ask(RefreshTokens(refresh_token="nonsense"))
+    with pytest.raises(ValidationFailed) as refusal:
+        await gateway.ask(Register(email="bob@example.org", username="", password=PASSWORD))
+    assert refusal.value.problems[0].field == "username"
+
+
+async def test_a_database_that_is_away_is_said_so(make_settings: Callable[..., AuthSettings]) -> None:
+    hub = MemoryHub()
+    nowhere = SecretStr("postgresql://nobody@127.0.0.1:9/nothing")
+    service = AuthService(make_settings(database_url=nowhere), MemoryBus(hub, "auth"))
+    asker = MemoryBus(hub, "gateway")
+    await service.start()
+    await asker.start()
+    with pytest.raises(ServiceUnavailable):
+        await asker.ask(Register(email="ann@example.org", username="Ann", password=PASSWORD))
+    assert await asker.ask(GetJwks())
+    assert "database" in await service.readiness.problems()
+    await asker.close()
+    await service.stop()
