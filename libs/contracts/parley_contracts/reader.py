@@ -19,6 +19,30 @@ from parley_contracts.errors import ErrorBody
 from parley_contracts.parts import Answer, FinishReason, Part, Text, TokenUsage
 from parley_contracts.turns import LogEntry, TurnClaim, TurnDelta, TurnFinal
 
+_LONGEST_POSITION = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """What a resuming client has seen: everything up to part `n` of `attempt`. From `Last-Event-ID: a.n`."""
+
+    attempt: int
+    n: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Position | None":
+        """None for anything that is not `<int>.<int>`: such a client starts from the beginning."""
+        attempt, dot, n = text.partition(".")
+        if not (
+            dot and attempt.isascii() and n.isascii() and attempt.isdigit() and n.isdigit() and len(text) <= _LONGEST_POSITION
+        ):
+            return None
+        return cls(int(attempt), int(n))
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.attempt}.{self.n}"
+
 
 @dataclass(frozen=True, slots=True)
 class Started:
@@ -29,11 +53,15 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """Part `n` of `attempt`; `attempt.n` is the id a client resumes with."""
+    """Part `n` of `attempt`; `attempt.n` is the id a client resumes with.
+
+    `first`: a final repaired several lost parts at once, `first` to `n`.
+    """
 
     attempt: int
     n: int
     part: Part
+    first: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +82,13 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The turn ended; what was shown equals `answer`."""
+    """The turn ended; what was shown equals `answer`. `last`: where a client is that saw all of it."""
 
     reason: FinishReason
     answer: Answer
     usage: TokenUsage | None = None
     error: ErrorBody | None = None
+    last: Position | None = field(default=None, compare=False)
 
 
 StreamEvent: TypeAlias = Started | Shown | Reset | Snapshot | Ended
@@ -72,7 +101,6 @@ class Gap(Enum):
 
 
 GAP: Final = Gap.GAP
-_LONGEST_POSITION = 20
 _Shown: TypeAlias = tuple["_Shown", Part] | None
 
 
@@ -142,14 +170,16 @@ def step(r: Reading, entry: LogEntry, *, stored: bool) -> tuple[Reading, list[St
 def _end(r: Reading, final: TurnFinal) -> list[StreamEvent]:
     shown, answer = r.answer(), final.answer
     is_current = final.attempt == r.attempt or not r.has_shown
+    last = Position(final.attempt, max(final.n, int(answer != Answer())) - 1)
     events: list[StreamEvent] = []
     if shown != answer or not is_current:
         others_agree = shown.reasoning == answer.reasoning and shown.tool_calls == answer.tool_calls
         if others_agree and answer.text.startswith(shown.text) and is_current:
-            events.append(Shown(final.attempt, max(final.n - 1, 0), Text(answer.text[len(shown.text) :])))
+            rest = Text(answer.text[len(shown.text) :])
+            events.append(Shown(final.attempt, last.n, rest, first=r.next if final.attempt == r.attempt else 0))
         else:
-            events.append(Snapshot(final.attempt, max(final.n - 1, 0), answer))
-    events.append(Ended(final.finish_reason, answer, final.usage, final.error))
+            events.append(Snapshot(final.attempt, max(last.n, 0), answer))
+    events.append(Ended(final.finish_reason, answer, final.usage, final.error, last))
     return events
 
 
@@ -164,33 +194,12 @@ def read(log: Iterable[LogEntry], reading: Reading | None = None) -> list[Stream
     return events
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
-    """What a resuming client has seen: everything up to part `n` of `attempt`. From `Last-Event-ID: a.n`."""
-
-    attempt: int
-    n: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Position | None":
-        """None for anything that is not `<int>.<int>`: such a client starts from the beginning."""
-        attempt, dot, n = text.partition(".")
-        if not (
-            dot and attempt.isascii() and n.isascii() and attempt.isdigit() and n.isdigit() and len(text) <= _LONGEST_POSITION
-        ):
-            return None
-        return cls(int(attempt), int(n))
-
-    @override
-    def __str__(self) -> str:
-        return f"{self.attempt}.{self.n}"
-
-
 def unseen(events: Iterable[StreamEvent], seen: Position) -> tuple[list[StreamEvent], Position]:
     """What of `events` a client that saw up to `seen` must still be shown, and what it has seen then.
 
     The events begin at the turn's beginning; they may be given in batches, each with the position the last one returned.
     The same attempt goes on with the missing parts, a newer one begins with a reset, a snapshot and the end are shown.
+    A client may have heard parts that the log lost with its server; it gets a snapshot at the end.
     """
     left: list[StreamEvent] = []
     for event in events:
@@ -204,12 +213,17 @@ def unseen(events: Iterable[StreamEvent], seen: Position) -> tuple[list[StreamEv
             case Shown(attempt, n):
                 if attempt > seen.attempt:
                     left.append(Reset(attempt))
-                if (attempt, n) > (seen.attempt, seen.n):
+                    seen = Position(attempt, -1)
+                first = n if event.first is None else event.first
+                if attempt == seen.attempt and first > seen.n:
                     left.append(event)
                     seen = Position(attempt, n)
             case Snapshot(attempt, n):
                 left.append(event)
                 seen = Position(attempt, n)
-            case Ended():
+            case Ended(answer=answer, last=last):
+                if last is not None and seen != last and max(seen.n, last.n) >= 0:
+                    seen = Position(last.attempt, max(last.n, 0))
+                    left.append(Snapshot(seen.attempt, seen.n, answer))
                 left.append(event)
     return left, seen
