@@ -42,7 +42,7 @@ class Follower:
         self._arrived = asyncio.Event()
         self._watch: Closable | None = None
         self._reading = Reading()
-        self._must_look = True
+        self._must_look = False
         self._reads = reads or asyncio.Semaphore(1)
         self._loop = asyncio.get_running_loop()
         self._beat_s = beat_s
@@ -76,6 +76,8 @@ class Follower:
     def _hear(self, message: LiveMessage) -> None:
         if isinstance(message, TurnCommitted):
             self.committed.set()
+        elif self._waiting_bytes > MAILBOX_BYTES:
+            self._mailbox.clear()  # N14: whoever does not read is cut when it next does, and costs nothing until then
         else:
             self._mailbox.append(message)
             if isinstance(message, TurnDelta):
@@ -107,13 +109,13 @@ class Follower:
         An empty batch is a heartbeat: `beat_s` seconds passed without anything to show. `is_new`: the turn was not begun
         before the subscription stood, so its log need not be read first. Raises `ReaderTooSlow`.
         """
-        self._must_look = not is_new
+        self._must_look = self._must_look or not is_new  # a reconnect may have come first
         while not self._reading.ended:
             events: list[StreamEvent] = []
             if self._must_look:
                 self._must_look = False
                 events = await self._look()
-            elif self._mailbox:
+            elif self._mailbox or self._waiting_bytes > MAILBOX_BYTES:
                 events = await self._take_pending()
             else:
                 self._arrived.clear()
