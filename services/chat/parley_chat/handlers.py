@@ -1,5 +1,6 @@
 """Sessions: conversations, their messages, who may read them. A foreign session is answered like a missing one."""
 
+import asyncio
 import secrets
 from dataclasses import dataclass
 
@@ -93,8 +94,9 @@ class Handlers:
         async with self.database.transaction() as tx:
             deleted = await SessionStore(tx).delete(command.user_id, command.session_ids)
             running = await TurnStore(tx).request_stops(deleted, now, look_at=now + UNFINISHED_AFTER)
-        for turn in running:
-            await self.stopping.try_to_finish(turn)
+        async with asyncio.TaskGroup() as stops:
+            for turn in running:
+                stops.create_task(self.stopping.try_to_finish(turn))
         return deleted
 
     async def _own(self, user_id: int, session_id: str, tx: Transaction) -> Session:

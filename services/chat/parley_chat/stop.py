@@ -44,15 +44,16 @@ class Stopping:
             running = await turns.request_stop(command.turn_id, now, look_at=now + UNFINISHED_AFTER)
         if running is None:
             return known if known.status.is_terminal else await self._get(command)
-        await self.try_to_finish(running)
-        return await self._wait_for_end(command)
+        return await (self._wait_for_end(command) if await self.try_to_finish(running) else self._get(command))
 
-    async def try_to_finish(self, turn: OpenTurn) -> None:
-        """Finish a stop that is stored. What fails here is the sweeper's: accepted it is."""
+    async def try_to_finish(self, turn: OpenTurn) -> bool:
+        """Finish a stop that is stored. False: it failed, and is the sweeper's now: accepted it is."""
         try:
             await self.finish(turn)
         except (ParleyError, LogUnreadable) as error:
             log.warning("stop_unfinished", turn_id=turn.id, error=type(error).__name__)
+            return False
+        return True
 
     async def finish(self, turn: OpenTurn) -> None:
         """Raises LogUnreadable, Overloaded, ServiceUnavailable."""

@@ -48,6 +48,7 @@ from parley_runtime.database import Database, Transaction
 log = structlog.get_logger()
 
 _TRIES = 3
+_ASK_S = 2.0  # two answers, a commit and a publish within the 5 s that the gateway waits
 _MESSAGE_STATUS = {
     TurnStatus.DONE: MessageStatus.SENT,
     TurnStatus.CANCELED: MessageStatus.CANCELED,
@@ -187,7 +188,7 @@ class Turns:
     async def _model_config(self, question: StartTurn, session: Session) -> ModelConfig:
         """The request's model, else the session's, else the caller's default."""
         config_id = session.model_config_id if question.model is None else None
-        return await self.bus.ask(GetModelConfig(user_id=question.user_id, id=config_id, name=question.model))
+        return await self.bus.ask(GetModelConfig(user_id=question.user_id, id=config_id, name=question.model), timeout_s=_ASK_S)
 
     async def _reserve(self, command: Generate, input_tokens: int) -> Reservation:
         return await self.bus.ask(
@@ -199,7 +200,8 @@ class Turns:
                 model=command.model,
                 input_tokens=input_tokens,
                 max_output_tokens=command.max_output_tokens,
-            )
+            ),
+            timeout_s=_ASK_S,
         )
 
     async def _release(self, question: StartTurn, reservation: Reservation) -> None:
@@ -207,7 +209,7 @@ class Turns:
         if reservation.is_replay:
             return
         try:
-            await self.bus.ask(ReleaseBudget(turn_id=question.turn_id, user_id=question.user_id))
+            await self.bus.ask(ReleaseBudget(turn_id=question.turn_id, user_id=question.user_id), timeout_s=_ASK_S)
         except ParleyError as error:
             log.warning("budget_not_released", turn_id=question.turn_id, error=error.code)
 
@@ -271,10 +273,12 @@ class Turns:
 
     async def finish_turn(self, result: TurnResult, tx: Transaction) -> None:
         """TX-C2: store the answer, once. Whatever text there is is kept, however the turn ended."""
-        if not result.store:
+        sessions, messages, turns = SessionStore(tx), MessageStore(tx), TurnStore(tx)
+        if not result.store or result.session_id is None:
             return
-        turns, messages = TurnStore(tx), MessageStore(tx)
-        if result.session_id is None or not await turns.finish(result):
+        # First the session, then its turn, as TX-C1 does: a question that comes just now must wait, not deadlock.
+        await sessions.lock(result.user_id, result.session_id)
+        if not await turns.finish(result):
             log.info("turn_already_finished", turn_id=result.turn_id)
             return
         await OutboxStore(tx).mark_sent(result.turn_id)
@@ -287,7 +291,7 @@ class Turns:
             now=self.clock.now(),
         )
         if is_kept:
-            await SessionStore(tx).touch(result.session_id, self.clock.now())
+            await sessions.touch(result.session_id, self.clock.now())
         else:
             await turns.forget(result.turn_id)  # its session was deleted while it ran
         tx.announce(TurnCommitted(turn_id=result.turn_id, session_id=result.session_id, status=result.status))
