@@ -51,6 +51,8 @@ class Command:
     cwd: str = "/"
     env: Mapping[str, str] = field(default_factory=dict)
     user: tuple[int, int] | None = None
+    holds_stdin: bool = False
+    """Its standard input is a pipe of ours: it reads the end when this process dies, however that happens."""
 
 
 class Child:
@@ -128,7 +130,7 @@ def _spawn(command: Command, output: IO[bytes]) -> subprocess.Popen[bytes]:
         cwd=command.cwd,
         # A clean environment: PG* or RCLONE_* variables of the operator's shell would change the servers.
         env={"PATH": os.defpath, "LANG": "C", "TZ": "UTC", **command.env},
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE if command.holds_stdin else subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,  # Ctrl-C goes to the launcher alone, which stops the servers in order
