@@ -34,7 +34,7 @@ from parley_contracts.turns import (
     result_of,
 )
 from parley_contracts.usage import ReleaseBudget, Reservation, ReserveBudget
-from parley_runtime.bus import Closable
+from parley_runtime.bus import Bus, Closable, TurnLog
 from parley_runtime.clock import SystemClock
 from parley_runtime.database import migrate
 from parley_runtime.memory_bus import MemoryBus, MemoryHub
@@ -64,7 +64,10 @@ class Models:
     def __init__(self, hub: MemoryHub) -> None:
         self.configs = {"simulator": ModelConfig(id=new_id(), name="simulator", provider="SIMULATOR", base_url="", model="m")}
         self.bus = MemoryBus(hub, "llm_router")
-        self.bus.answer(GetModelConfig, self.get_model_config)
+        self.register(self.bus)
+
+    def register(self, bus: Bus) -> None:
+        bus.answer(GetModelConfig, self.get_model_config)
 
     def add(self, name: str, **fields: Any) -> ModelConfig:
         self.configs[name] = ModelConfig(id=new_id(), name=name, provider="OPENAI", base_url="", model=name, **fields)
@@ -93,8 +96,11 @@ class Books:
         self.is_spent = False
         self.meanwhile: Callable[[], Awaitable[Any]] | None = None
         self.bus = MemoryBus(hub, "usage")
-        self.bus.answer(ReserveBudget, self.reserve_budget)
-        self.bus.answer(ReleaseBudget, self.release_budget)
+        self.register(self.bus)
+
+    def register(self, bus: Bus) -> None:
+        bus.answer(ReserveBudget, self.reserve_budget)
+        bus.answer(ReleaseBudget, self.release_budget)
 
     async def reserve_budget(self, command: ReserveBudget) -> Reservation:
         self.asked.append(command)
@@ -193,8 +199,8 @@ class Chat:
         stored = [TurnResult.decode(message.data) for message in self.hub.streams[Stream.RESULTS].messages.values()]
         return [result for result in stored if result.turn_id == turn_id]
 
-    async def claim(self, turn_id: str, attempt: int = 1) -> int:
-        turns = self.gateway.turns
+    async def claim(self, turn_id: str, attempt: int = 1, *, log: TurnLog | None = None) -> int:
+        turns = log or self.gateway.turns
         seq = (await turns.last_control(turn_id)).seq
         claim = TurnClaim(
             turn_id=turn_id,
@@ -207,9 +213,9 @@ class Chat:
         )
         return await turns.append_control(claim, expected_seq=seq)
 
-    def say(self, turn_id: str, *parts: Part | str, attempt: int = 1, n: int = 0) -> None:
+    def say(self, turn_id: str, *parts: Part | str, attempt: int = 1, n: int = 0, log: TurnLog | None = None) -> None:
         said = tuple(Text(part) if isinstance(part, str) else part for part in parts)
-        self.gateway.turns.say(TurnDelta(turn_id=turn_id, attempt=attempt, n=n, parts=said))
+        (log or self.gateway.turns).say(TurnDelta(turn_id=turn_id, attempt=attempt, n=n, parts=said))
 
     def final(self, turn_id: str, text: str = "Hi", *, reason: FinishReason = FinishReason.STOP, **fields: Any) -> TurnFinal:
         usage = TokenUsage(input_tokens=5, output_tokens=2)
