@@ -78,7 +78,16 @@ async def serve_asgi(
     app: Any, listener: socket.socket, *, name: str, **config: Any
 ) -> tuple[uvicorn.Server, asyncio.Task[None]]:
     """Serve an ASGI app on a bound socket inside this loop; accepting when this returns. Ends by `server.should_exit`."""
-    options = {"log_config": None, "lifespan": "off", "access_log": False, "server_header": False, **config}
+    options: dict[str, Any] = {
+        "interface": "asgi3",  # uvicorn's guess takes a bound method for the older interface
+        "proxy_headers": False,
+        "log_config": None,
+        "lifespan": "off",
+        "access_log": False,
+        "server_header": False,
+        "ws": "none",
+    }
+    options |= config
     server = EmbeddedUvicorn(uvicorn.Config(app, **options))
     task = asyncio.create_task(server.serve([listener]), name=name)
     while not server.started:

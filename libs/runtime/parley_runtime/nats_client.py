@@ -161,8 +161,11 @@ class Connection:
         return await self.client.request(subject, payload, timeout=timeout_s, headers=headers)
 
     async def subscribe(self, subject: str, callback: Callable[[Msg], Awaitable[None]], *, queue: str = "") -> Subscription:
-        """Subscribe, with a callback always (N12). In force after the next `barrier`."""
-        return await self.client.subscribe(subject, queue=queue, cb=callback)
+        """Subscribe, with a callback always (N12). In force after the next `barrier`. Raises ServiceUnavailable."""
+        try:
+            return await self.client.subscribe(subject, queue=queue, cb=callback)
+        except nats.errors.Error as error:
+            raise ServiceUnavailable(service="nats") from error
 
     async def barrier(self) -> None:
         """Everything subscribed before is in force on return. Raises ServiceUnavailable."""

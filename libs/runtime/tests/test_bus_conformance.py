@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from parley_runtime import follow
 from parley_runtime.testing import BusConformance, FollowConformance, TestHub
 
 
@@ -24,7 +25,10 @@ class TestNatsBus(BusConformance):
 
 class TestFollowingWhenLiveMessagesAreLost(FollowConformance):
     @pytest_asyncio.fixture(params=[0.1, 0.5, 1.0])
-    async def hub(self, request: pytest.FixtureRequest, memory_hub: Any) -> AsyncIterator[TestHub]:
+    async def hub(
+        self, request: pytest.FixtureRequest, memory_hub: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> AsyncIterator[TestHub]:
+        monkeypatch.setattr(follow, "SILENCE_S", 0.2)
         memory_hub.hub.lose_live = request.param
         yield memory_hub
         await asyncio.sleep(0)
