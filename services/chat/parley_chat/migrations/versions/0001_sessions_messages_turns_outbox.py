@@ -10,6 +10,13 @@ depends_on = None
 
 
 def upgrade() -> None:
+    _create_sessions()
+    _create_turns()
+    _create_messages()
+    _create_outbox()
+
+
+def _create_sessions() -> None:
     op.create_table(
         "sessions",
         sa.Column("id", sa.String(length=26), nullable=False),
@@ -36,6 +43,9 @@ def upgrade() -> None:
         schema="chat",
         postgresql_where=sa.text("share_token IS NOT NULL"),
     )
+
+
+def _create_turns() -> None:
     op.create_table(
         "turns",
         sa.Column("id", sa.String(length=26), nullable=False),
@@ -91,6 +101,9 @@ def upgrade() -> None:
         schema="chat",
         postgresql_where=sa.text("status IN ('queued', 'running')"),
     )
+
+
+def _create_messages() -> None:
     op.create_table(
         "messages",
         sa.Column("id", sa.String(length=26), nullable=False),
@@ -114,6 +127,9 @@ def upgrade() -> None:
         schema="chat",
     )
     op.create_index("ix_messages_session_id", "messages", ["session_id", "created_at", "id"], unique=False, schema="chat")
+
+
+def _create_outbox() -> None:
     op.create_table(
         "outbox",
         sa.Column("turn_id", sa.String(length=26), nullable=False),
