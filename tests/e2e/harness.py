@@ -40,7 +40,7 @@ class RunningParley:
     async def start(cls, folder: Path, *arguments: str, **env: str) -> "RunningParley":
         log = (folder / "launcher.log").open("ab")
         environment = {
-            **{name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}},
+            **{name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH"}},
             "PORT": "0",
             "PARLEY_DATA_DIR": str(folder / "data"),
             "NODE_ENV": "test",

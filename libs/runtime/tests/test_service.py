@@ -92,16 +92,18 @@ async def test_readiness_names_what_does_not_answer(diary: list[str], client: ht
 
 async def test_a_loop_that_raises_begins_again_and_ends_with_its_service(diary: list[str]) -> None:
     rounds: list[int] = []
+    twice = asyncio.Event()
 
     async def sweep() -> None:
         rounds.append(len(rounds))
+        if len(rounds) == 2:
+            twice.set()
         raise ValueError("once more")
 
     service = service_of(Thing("database", diary), loops=(sweep,))
     await service.start()
     async with asyncio.timeout(5):
-        while len(rounds) < 2:
-            await asyncio.sleep(0.05)
+        await twice.wait()
     await service.stop()
     seen = len(rounds)
     await asyncio.sleep(1.2)
