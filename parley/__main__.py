@@ -1,84 +1,103 @@
-"""The command line: reads words, decides nothing."""
+"""`parley`: the command line. Reads words and decides nothing; each command is one file of this package."""
 
 import argparse
+import asyncio
 import sys
-from pathlib import Path
-
-import uvloop
-from pydantic import ValidationError
+from collections.abc import Sequence
 
 from parley.services import SERVICES
-from parley.supervise import StartFailed
-
-REPLICATED = {"gateway": "gateways", "llm-router": "routers", "chat": "chats", "usage": "usages", "auth": "auths"}
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="parley", description="The self-hosted backend of an AI chat platform.")
-    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status: 0 well, 1 it did not work, 2 it was asked wrongly."""
+    options = _parser().parse_args(argv)
+    from parley.complaints import FAILED, MISCONFIGURED, Misconfigured
+    from parley.secrets_file import SecretsMissing
+    from parley.supervise import StartFailed
+
+    try:
+        return int(options.run(options))
+    except StartFailed as error:
+        print(f"parley: {error}", file=sys.stderr)
+        return FAILED
+    except (Misconfigured, SecretsMissing) as error:
+        print(f"parley: {error}", file=sys.stderr)
+        return MISCONFIGURED
+    except KeyboardInterrupt:
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="parley", description="The self-hosted backend of an AI chat platform.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
     up = commands.add_parser("up", help="run everything on this machine")
     up.add_argument("--split", action="store_true", help="each service in a process of its own")
-    for kind, option in REPLICATED.items():
-        up.add_argument(f"--{option}", type=int, default=1, metavar="N", help=f"replicas of {kind}; needs --split")
-    run = commands.add_parser("run", help="run one service; everything else is named by settings")
+    up.add_argument("--verbose", action="store_true", help="log everything; list the parts and their ports")
+    for name, part in SERVICES.items():
+        up.add_argument(f"--{part.replicas}", type=_count, default=1, metavar="N", dest=name, help=f"{name}: how many (1)")
+    up.set_defaults(run=_up)
+
+    run = commands.add_parser("run", help="run one service, or the simulated model provider")
     run.add_argument("service", choices=[*SERVICES, "simulator"])
-    run.add_argument("--port", type=int, default=0, help="of the simulator; 0: a free one")
-    run.add_argument("--state-file", type=Path, help="where to say, once ready, which ports it has")
+    run.add_argument("--host", default="127.0.0.1", help="simulator: address to listen on")
+    run.add_argument("--port", type=int, default=0, help="simulator: port to listen on; 0 takes a free one")
     run.add_argument("--with-launcher", action="store_true", help="end when standard input does")
-    commands.add_parser("migrate", help="bring the database up to date, and make the streams on NATS")
-    return top
+    run.set_defaults(run=_run)
+
+    migrate = commands.add_parser("migrate", help="bring schemas and streams up to date")
+    migrate.add_argument("--check", action="store_true", help="change nothing; exit 1 if a schema is behind")
+    migrate.set_defaults(run=_migrate)
+
+    flow = commands.add_parser("flow", help="write docs/data-flow.md: who says what to whom")
+    docs = commands.add_parser("docs", help="write all generated pages")
+    for command, pages in ((flow, ["docs/data-flow.md"]), (docs, None)):
+        command.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is stale")
+        command.set_defaults(run=_docs, pages=pages)
+    return parser
 
 
-def main() -> None:
-    arguments = parser().parse_args()
-    try:
-        uvloop.run(_run(arguments))
-    except StartFailed as error:
-        sys.exit(f"parley: {error}")
-    except ValidationError as error:
-        sys.exit("\n".join(f"parley: {line}" for line in explained(error)))
-    except OSError as error:
-        sys.exit(f"parley: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+def _count(text: str) -> int:
+    count = int(text)
+    if not 1 <= count <= 32:  # noqa: PLR2004 - more do not fit PostgreSQL's connections
+        raise argparse.ArgumentTypeError("between 1 and 32")
+    return count
 
 
-async def _run(arguments: argparse.Namespace) -> None:
-    from parley.run import migrate_all, run_service, run_simulator
+def _up(options: argparse.Namespace) -> int:
+    from parley.up import Options, up
 
-    command: str = arguments.command
-    match command:
-        case "up":
-            from parley.up import LauncherSettings, Plan, up
-
-            replicas = {kind: getattr(arguments, option) for kind, option in REPLICATED.items()}
-            if not arguments.split and any(count != 1 for count in replicas.values()):
-                raise StartFailed("replicas need processes of their own: add --split.")
-            await up(LauncherSettings(), Plan(is_split=arguments.split, replicas=replicas))
-        case "run" if arguments.service == "simulator":
-            await run_simulator(arguments.port, state_file=arguments.state_file, with_launcher=arguments.with_launcher)
-        case "run":
-            await run_service(arguments.service, state_file=arguments.state_file, with_launcher=arguments.with_launcher)
-        case "migrate":
-            from parley_runtime.nats_bus import provision
-            from parley_runtime.settings import Settings
-
-            settings = Settings()
-            await provision(settings.nats_url)
-            await migrate_all(settings)
-        case _:
-            raise StartFailed(f"there is no command {command}.")
+    replicas = {name: getattr(options, name) for name in SERVICES}
+    return up(Options(split=options.split, verbose=options.verbose, replicas=replicas))
 
 
-def explained(error: ValidationError) -> list[str]:
-    """One line for each setting that is wrong: its name, what is wrong with it, never a secret's value."""
-    lines = []
-    for problem in error.errors(include_url=False):
-        name = ".".join(str(part) for part in problem["loc"]).upper() or error.title
-        shown = "" if any(word in name for word in ("SECRET", "KEY", "URL", "PASSWORD")) else f" (it is {problem['input']!r})"
-        lines.append(f"{name}: {problem['msg']}{shown}. Set it in the environment or in .env.")
-    return lines
+def _run(options: argparse.Namespace) -> int:
+    from parley.run import run_service, run_simulator
+
+    if options.service == "simulator":
+        return run_simulator(options.host, options.port, with_launcher=options.with_launcher)
+    return run_service(options.service, with_launcher=options.with_launcher)
+
+
+def _migrate(options: argparse.Namespace) -> int:
+    from parley.migrate import migrate_all, outdated
+    from parley.run import read
+    from parley_runtime.settings import Settings
+
+    settings = read(Settings)
+    if not options.check:
+        asyncio.run(migrate_all(settings))
+        return 0
+    lines = asyncio.run(outdated(settings))
+    print("\n".join(lines) or "every schema is up to date")
+    return 1 if lines else 0
+
+
+def _docs(options: argparse.Namespace) -> int:
+    from parley.generated import check_pages, write_pages
+
+    return check_pages(options.pages) if options.check else write_pages(options.pages)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -107,6 +107,18 @@ class EmbeddedServers:
                 self._run.release()
             self._running = False
 
+    @property
+    def run_file(self) -> RunFile:
+        """Where the launcher notes its other processes, so that the next start clears them away with the servers."""
+        return self._run
+
+    def port(self, name: str) -> int:
+        return self._ports[name]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._names)
+
     def pid(self, name: str) -> int:
         return self._children[name].pid
 

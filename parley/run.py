@@ -1,93 +1,113 @@
-"""Running services in this process: settings read, bus connected, logs configured; until SIGTERM."""
+"""`parley run <service>`: one service in this process, as containers run it and as `parley up --split` does."""
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import socket
+from collections.abc import Callable
+from typing import TypeVar
 
-import msgspec
+import uvloop
+from pydantic import ValidationError
 
-from parley import simulator
-from parley.services import SERVICES
-from parley_runtime import telemetry
-from parley_runtime.database import migrate
+from parley.complaints import FAILED, from_validation, until_reachable
+from parley.services import SERVICES, bus_name
+from parley.supervise import StartFailed
+from parley_runtime import service as lives
 from parley_runtime.nats_bus import NatsBus
-from parley_runtime.service import Service, run
+from parley_runtime.service import Service
 from parley_runtime.settings import Settings
+from parley_runtime.telemetry import configure_logging, extract, inject
+
+S = TypeVar("S", bound=Settings)
+
+NATS_S = 10.0
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a running part is: told to the launcher, and to whoever reads `services.json`."""
-
-    pid: int
-    port: int | None = None
-    health_port: int | None = None
-
-
-def make(names: Sequence[str], *, only_one_health_port: bool = False) -> list[Service]:
-    """Wire the named services, each with a connection of its own. Raises pydantic's ValidationError."""
-    services = []
-    for name in names:
-        settings = SERVICES[name].make_settings()
-        if only_one_health_port and len(names) > 1:
-            settings = settings.model_copy(update={"health_port": 0})
-        bus = NatsBus(
-            name.replace("-", "_"),
-            url=settings.nats_url,
-            inject=telemetry.inject,
-            extract=telemetry.extract,
-            on_closed=_give_up,
-        )
-        services.append(SERVICES[name].make(settings, bus))
-    return services
+def read(kind: type[S], **chosen: object) -> S:
+    """Settings from the environment and .env; `chosen` go first. Raises Misconfigured."""
+    try:
+        return kind(**chosen)  # type: ignore[arg-type]  # fields of a class known at run time only
+    except ValidationError as error:
+        raise from_validation(error, kind) from None
 
 
-def _give_up() -> None:
-    # The bus closed for good (N3): nothing this process says reaches anyone, so whoever supervises it starts another.
-    sys.stderr.write("parley: the connection to NATS is closed for good; this process ends\n")
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def place_of(service: Service) -> Place:
-    http = getattr(service, "http", None)
-    return Place(pid=os.getpid(), port=http.port if http is not None else None, health_port=service.health.port)
-
-
-async def run_service(name: str, *, state_file: Path | None = None, with_launcher: bool = False) -> None:
-    """`parley run <service>`. `with_launcher`: end when standard input does, since the launcher holds its other side."""
-    settings = SERVICES[name].make_settings()
-    telemetry.configure_logging(name, level=settings.log_level, log_format=settings.log_format)
-    [service] = make([name])
-    if with_launcher:
-        _end_with_launcher(lambda: os.kill(os.getpid(), signal.SIGTERM))
-    await run([service], on_ready=lambda: _tell(state_file, place_of(service)))
-
-
-async def run_simulator(port: int, *, state_file: Path | None = None, with_launcher: bool = False) -> None:
-    """`parley run simulator`: the provider that says it is none."""
-    loop = asyncio.get_running_loop()
-    serving = asyncio.ensure_future(
-        simulator.serve("127.0.0.1", port, listening=lambda at: _tell(state_file, Place(pid=os.getpid(), port=at)))
+def bus_of(name: str, settings: Settings, **more: object) -> NatsBus:
+    """The bus of one replica, named in the server's lists for where it runs."""
+    instance = f"{socket.gethostname()}-{os.getpid()}"
+    return NatsBus(
+        bus_name(name),
+        url=settings.nats_url,
+        instance=instance,
+        inject=inject,
+        extract=extract,
+        **more,  # type: ignore[arg-type]
     )
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, serving.cancel)
+
+
+def run_service(name: str, *, with_launcher: bool = False) -> int:
+    """Until SIGTERM. Ends with 1 when its connection to NATS is closed for good, so that its supervisor starts it again."""
+    settings = read(SERVICES[name].settings_class)
+    configure_logging(bus_name(name), level=settings.log_level, log_format=settings.log_format)
+    return uvloop.run(_run(name, settings, with_launcher=with_launcher))
+
+
+async def _run(name: str, settings: Settings, *, with_launcher: bool) -> int:
+    status = 0
     if with_launcher:
-        _end_with_launcher(serving.cancel)
-    with contextlib.suppress(asyncio.CancelledError):
-        await serving
+        end_with_launcher(lambda: signal.raise_signal(signal.SIGTERM))
+
+    def end() -> None:
+        nonlocal status
+        status = FAILED
+        signal.raise_signal(signal.SIGTERM)
+
+    await until_reachable(settings.nats_url, "NATS", "NATS_URL", within_s=NATS_S)
+    service = SERVICES[name].service_class(settings, bus_of(name, settings, on_closed=end))
+    try:
+        await lives.run([service])
+    except OSError as error:
+        raise taken(service, settings, error) from error
+    return status
 
 
-def _tell(state_file: Path | None, place: Place) -> None:
-    if state_file is not None:
-        new = state_file.with_suffix(".new")
-        new.write_bytes(msgspec.json.encode(place))
-        new.replace(state_file)
+def taken(service: Service, settings: Settings, error: OSError) -> StartFailed:
+    """A port that cannot be listened on, as a line that names the way out."""
+    port = getattr(settings, "port", None)
+    if error.errno != errno.EADDRINUSE:
+        return StartFailed(f"{service.name} did not start: {error}")
+    health = f"HEALTH_PORT={settings.health_port}"
+    wrong = health if port is None else f"PORT={port} or {health}"
+    return StartFailed(f"{service.name} did not start: {wrong} is taken by another program; choose another port.")
 
 
-def _end_with_launcher(end: Callable[[], object]) -> None:
+def run_simulator(host: str, port: int, *, with_launcher: bool = False) -> int:
+    """The simulated provider, which shares nothing with the services but this command."""
+    from parley import simulator
+
+    def say(actual: int) -> None:
+        print(f"the simulated provider listens on http://{host}:{actual}/v1", flush=True)
+
+    async def serve() -> None:
+        serving = asyncio.ensure_future(simulator.serve(host, port, listening=say))
+        for kind in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(kind, serving.cancel)
+        if with_launcher:
+            end_with_launcher(serving.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+
+    try:
+        uvloop.run(serve())
+    except OSError as error:
+        raise StartFailed(f"the simulator cannot listen on {host}:{port}: {error.strerror}; choose another --port.") from None
+    return 0
+
+
+def end_with_launcher(end: Callable[[], object]) -> None:
+    """Call `end` when standard input ends: the launcher holds its other side, and lets go even by kill -9."""
     loop = asyncio.get_running_loop()
 
     def read() -> None:
@@ -96,10 +116,3 @@ def _end_with_launcher(end: Callable[[], object]) -> None:
             end()
 
     loop.add_reader(0, read)
-
-
-async def migrate_all(settings: Settings) -> None:
-    """Bring every service's schema up to date."""
-    for kind in SERVICES.values():
-        if kind.schema is not None:
-            await migrate(settings.database_url.get_secret_value(), kind.package, kind.schema)

@@ -1,9 +1,10 @@
-"""SERVICES: every part of Parley by the name it is run under. The page to read first.
+"""SERVICES: the six parts of Parley. The page to read first: each line is a process that is run, scaled and killed alone.
 
-A gateway speaks to clients; chat keeps conversations, llm-router asks models, usage keeps the books, auth keeps accounts,
-activity knows who is here. They share a bus (`parley_runtime.bus`) and its words (`parley_contracts`), and nothing else.
+A part is imported only where it is run, so that a router's process holds no web framework. `parley up` starts them in
+this order, the gateway last: who can reach Parley finds everybody there.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -13,39 +14,43 @@ from parley_runtime.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """Where a service is to be found. Imported when it is run, so that a process holds no more than it needs."""
+class Part:
+    """Where a service is: its package, its class, the class of its settings, and what several of it are called."""
 
     package: str
     service: str
-    settings: str = "parley_runtime.settings:Settings"
-    schema: str | None = None
-    """Its schema in PostgreSQL; `package`.migrations makes it."""
+    settings: str
+    replicas: str
 
-    def make_settings(self) -> Settings:
-        """Raises pydantic's ValidationError."""
-        settings: Settings = _load(self.settings)()
-        return settings
+    @property
+    def settings_class(self) -> type[Settings]:
+        if self.settings == "Settings":  # it adds nothing of its own
+            return Settings
+        found: type[Settings] = getattr(import_module(f"{self.package}.settings"), self.settings)
+        return found
 
-    def make(self, settings: Settings, bus: Bus) -> Service:
-        """Wire it; no I/O happens here."""
-        service: Service = _load(f"{self.package}.service:{self.service}")(settings, bus)
-        return service
+    @property
+    def service_class(self) -> Callable[[Settings, Bus], Service]:
+        found: Callable[[Settings, Bus], Service] = getattr(import_module(f"{self.package}.service"), self.service)
+        return found
+
+    @property
+    def migrations(self) -> tuple[str, str] | None:
+        """The package whose `migrations` make its schema, and the schema's name; None: it stores nothing."""
+        found: tuple[str, str] | None = getattr(self.service_class, "MIGRATIONS", None)
+        return found
 
 
-def _load(place: str) -> type:
-    module, _, name = place.partition(":")
-    found: type = getattr(import_module(module), name)
-    return found
-
-
-SERVICES: dict[str, Kind] = {
-    "auth": Kind("parley_auth", "AuthService", "parley_auth.settings:AuthSettings", schema="auth"),
-    "usage": Kind("parley_usage", "UsageService", "parley_usage.settings:UsageSettings", schema="usage"),
-    "llm-router": Kind(
-        "parley_llm_router", "LlmRouterService", "parley_llm_router.settings:LlmRouterSettings", schema="llm_router"
-    ),
-    "chat": Kind("parley_chat", "ChatService", "parley_chat.settings:ChatSettings", schema="chat"),
-    "activity": Kind("parley_activity", "ActivityService", schema="activity"),
-    "gateway": Kind("parley_gateway", "GatewayService", "parley_gateway.settings:GatewaySettings"),
+SERVICES: dict[str, Part] = {
+    "auth": Part("parley_auth", "AuthService", "AuthSettings", "auths"),
+    "usage": Part("parley_usage", "UsageService", "UsageSettings", "usages"),
+    "activity": Part("parley_activity", "ActivityService", "Settings", "activities"),
+    "llm-router": Part("parley_llm_router", "LlmRouterService", "LlmRouterSettings", "routers"),
+    "chat": Part("parley_chat", "ChatService", "ChatSettings", "chats"),
+    "gateway": Part("parley_gateway", "GatewayService", "GatewaySettings", "gateways"),
 }
+
+
+def bus_name(service: str) -> str:
+    """Folders, the CLI and Kubernetes say `llm-router`; Python and subjects say `llm_router`."""
+    return service.replace("-", "_")

@@ -1,250 +1,296 @@
-"""`parley up`: everything on this machine. Servers that no setting names are embedded ones; secrets are made at first start.
+"""`parley up`: all of Parley on this machine. Servers, simulated provider, streams, schemas, six services; then a greeting.
 
-All six services run in this process, or with `--split` each in its own. "All in one" is no mode of the code: only this
-file knows.
+Owns the order: what is needed starts first and stops last. The services run in this process, or with `--split` as one
+child process a replica; they do not know which. What an earlier launcher left behind is cleared away first.
 """
 
 import asyncio
+import contextlib
+import errno
 import os
 import signal
 import socket
-from collections.abc import Awaitable
-from dataclasses import dataclass
-from pathlib import Path
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
 
-import structlog
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+import uvloop
 
-from parley.embedded import ALL, EmbeddedServers
-from parley.first_secrets import ensure_secrets
-from parley.parts import Part, Tell, keep
-from parley.run import Place, make, migrate_all, place_of
+from parley.embedded import Addresses, EmbeddedServers
+from parley.fleet import Children, Plan, Replica, ServicesFile
+from parley.greeting import greeting
+from parley.inside import Inside
+from parley.run import read
+from parley.secrets_file import MAKERS, missing_secrets
 from parley.services import SERVICES
-from parley.supervise import StartFailed
-from parley_runtime import telemetry
-from parley_runtime.nats_bus import provision
-from parley_runtime.service import Service
+from parley.settings import SERVERS_SET_BY, LauncherSettings, value_of
+from parley.supervise import StartFailed, free_port, is_free
 from parley_runtime.settings import Settings
+from parley_runtime.telemetry import configure_logging
 
-log = structlog.get_logger()
-
-_PROVISION_S = 10.0
-_URLS = {"nats": "nats_url", "postgres": "database_url", "valkey": "redis_url", "s3": "s3_endpoint_url"}
-
-
-class LauncherSettings(BaseSettings):
-    """What the launcher itself reads; a server that is named here is not embedded."""
-
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
-
-    node_env: str = Field(default="development", description="`production` refuses weak or missing secrets.")
-    host: str = Field(default="127.0.0.1", description="Address the public API listens on.")
-    port: int = Field(default=3000, ge=0, le=65535, description="Port of the public API; 0 takes a free one.")
-    parley_data_dir: Path = Field(default=Path(".parley"), description="Where `parley up` keeps data, secrets and logs.")
-    nats_url: str = Field(default="", description="The NATS server; empty: embedded.")
-    database_url: str = Field(default="", description="PostgreSQL; empty: embedded.", repr=False)
-    redis_url: str = Field(default="", description="Valkey or Redis; empty: embedded.", repr=False)
-    s3_endpoint_url: str = Field(default="", description="An S3-compatible store; empty: embedded.")
-    simulator_url: str = Field(default="", description="The simulated provider; empty: started beside the services.")
-    jwt_secret: str = Field(default="", description="Signs access tokens; empty: made at first start.", repr=False)
-    seal_keys: str = Field(default="", description="Seal provider keys; empty: made at first start.", repr=False)
-    log_level: str = Field(default="warning", description="How much is logged.")
+FIRST_HEALTH_PORT = 9100
+SERVER_PAUSE_S = (0.2, 5.0)
+HTTP_PORT_FIELD, LISTEN_FIELD = "port", "host"
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What `parley up` was asked for."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    split: bool = False
+    verbose: bool = False
+    replicas: Mapping[str, int] = field(default_factory=dict)
+    """Service → how many; one of each otherwise."""
 
-    is_split: bool = False
-    replicas: dict[str, int] | None = None
-
-    def names(self, kind: str) -> list[str]:
-        count = (self.replicas or {}).get(kind, 1)
-        return [kind] if count == 1 else [f"{kind}-{number}" for number in range(1, count + 1)]
-
-
-class Installation:
-    """One `parley up`: started in order, watched, stopped in reverse."""
-
-    def __init__(self, settings: LauncherSettings, plan: Plan) -> None:
-        self._settings = settings
-        self._plan = plan
-        self._data_dir = settings.parley_data_dir.absolute()
-        self._servers = EmbeddedServers(
-            self._data_dir, only=frozenset(name for name in ALL if not getattr(settings, _URLS[name]))
-        )
-        self._embedded = [name for name in ALL if not getattr(settings, _URLS[name])]
-        self._parts: list[Part] = []
-        self._services: list[Service] = []
-        self._watches: list[asyncio.Task[None]] = []
-        self._tell = Tell(self._data_dir / "services.json")
-
-    async def start(self) -> None:
-        """Raises StartFailed, pydantic's ValidationError or OSError; what was started is stopped by `stop`."""
-        self._refuse_taken_port()
-        addresses = await self._servers.start()
-        os.environ.update(self._environment(addresses.nats_url, addresses.database_url, addresses.redis_url))
-        if addresses.s3_endpoint_url:
-            os.environ.update(
-                S3_ENDPOINT_URL=addresses.s3_endpoint_url,
-                S3_ACCESS_KEY_ID=addresses.s3_access_key_id,
-                S3_SECRET_ACCESS_KEY=addresses.s3_secret_access_key,
-                S3_BUCKET=addresses.s3_bucket,
-            )
-        settings = Settings()
-        await asyncio.gather(self._start_simulator(), self._provision(settings), self._migrate(settings))
-        if self._plan.is_split:
-            await self._start_parts()
-        else:
-            await self._start_services()
-        self._note_servers()
-        self._tell()
-        self._watches += [asyncio.create_task(keep(part, self._tell), name=f"keep-{part.name}") for part in self._parts]
-        if self._embedded:
-            self._watches.append(asyncio.create_task(self._keep_servers(), name="keep-servers"))
-
-    def _environment(self, nats_url: str, database_url: str, redis_url: str) -> dict[str, str]:
-        given = {"NATS_URL": nats_url, "DATABASE_URL": database_url, "REDIS_URL": redis_url}
-        secrets: dict[str, str] = {}
-        if self._settings.node_env != "production":
-            known = {"JWT_SECRET": self._settings.jwt_secret, "SEAL_KEYS": self._settings.seal_keys}
-            secrets = ensure_secrets(self._data_dir, known)
-        return {name: value for name, value in given.items() if value} | secrets
-
-    def _refuse_taken_port(self) -> None:
-        if self._settings.port == 0:
-            return
-        try:
-            socket.create_server((self._settings.host, self._settings.port)).close()
-        except OSError as error:
-            raise StartFailed(
-                f"port {self._settings.port} cannot be used ({error.strerror}): end the program that listens there, or choose "
-                "another port, e.g. PORT=3001."
-            ) from None
-
-    async def _start_simulator(self) -> None:
-        if self._settings.simulator_url:
-            return
-        part = Part("simulator", "simulator", data_dir=self._data_dir, env={})
-        self._parts.append(part)
-        self._tell.parts.append(part)
-        await part.start()
-        if part.place is not None:
-            os.environ["SIMULATOR_URL"] = f"http://127.0.0.1:{part.place.port}/v1"
-            # Started again, it must be where the llm-router looks for it.
-            part.pin("--port", str(part.place.port))
-
-    async def _provision(self, settings: Settings) -> None:
-        try:
-            async with asyncio.timeout(_PROVISION_S):
-                await provision(settings.nats_url)
-        except (TimeoutError, OSError) as error:
-            raise StartFailed(f"NATS at {settings.nats_url} does not answer ({error}): check NATS_URL.") from None
-
-    async def _migrate(self, settings: Settings) -> None:
-        try:
-            await migrate_all(settings)
-        except OSError as error:
-            raise StartFailed(f"PostgreSQL does not answer ({error}): check DATABASE_URL.") from None
-
-    async def _start_services(self) -> None:
-        telemetry.configure_logging("parley", level=self._settings.log_level, log_format=_log_format())
-        self._services = make(list(SERVICES), only_one_health_port=True)
-        for service in self._services:
-            await service.start()
-            self._tell.places[service.name.replace("_", "-")] = place_of(service)
-
-    async def _start_parts(self) -> None:
-        telemetry.configure_logging("parley", level=self._settings.log_level, log_format=_log_format())
-        started: list[Awaitable[None]] = []
-        for kind in SERVICES:
-            for number, name in enumerate(self._plan.names(kind)):
-                # The first gateway has the port that was asked for, the others take free ones.
-                env = {"PORT": "0"} if kind == "gateway" and number else {}
-                part = Part(name, kind, data_dir=self._data_dir, env=env)
-                self._parts.append(part)
-                started.append(part.start())
-        await asyncio.gather(*started)
-        for part in self._parts:
-            if part.place is not None and part.name.startswith("gateway"):
-                part.pin_env(PORT=str(part.place.port))
-        self._tell.parts = list(self._parts)
-
-    def _note_servers(self) -> None:
-        for name in self._embedded:
-            self._tell.places[name] = Place(pid=self._servers.pid(name))
-
-    async def _keep_servers(self) -> None:
-        while True:
-            name = await self._servers.exited()
-            log.error("server_ended", server=name)
-            try:
-                await self._servers.restart(name)
-            except StartFailed as error:
-                log.error("server_not_started", server=name, reason=str(error))  # noqa: TRY400 - the reason says it all
-                await asyncio.sleep(1)
-            else:
-                self._note_servers()
-                self._tell()
-
-    @property
-    def address(self) -> str:
-        gateway = next(
-            (part.place for part in self._parts if part.name.startswith("gateway")), self._tell.places.get("gateway")
-        )
-        host = "127.0.0.1" if self._settings.host == "0.0.0.0" else self._settings.host  # noqa: S104 - compared, not bound
-        return f"http://{host}:{gateway.port if gateway else self._settings.port}"
-
-    @property
-    def data_dir(self) -> Path:
-        return self._data_dir
-
-    async def stop(self) -> None:
-        for watch in self._watches:
-            watch.cancel()
-        await asyncio.gather(*self._watches, return_exceptions=True)
-        await asyncio.gather(*(service.stop() for service in self._services))
-        await asyncio.gather(*(part.stop() for part in self._parts))
-        await self._servers.stop()
+    def names(self, service: str) -> list[str]:
+        count = self.replicas.get(service, 1)
+        return [service] if count == 1 else [f"{service}-{number}" for number in range(1, count + 1)]
 
 
-def _log_format() -> str:
-    return os.environ.get("LOG_FORMAT") or ("text" if os.isatty(1) else "json")
+def up(options: Options) -> int:
+    return uvloop.run(_until_stopped(options))
 
 
-BANNER = """\
-Parley is up at {address}
+async def _until_stopped(options: Options) -> int:
+    """Start, wait for a signal, stop in order. A second signal kills what is left."""
+    installation = Installation(options)
+    stopping, loop = asyncio.Event(), asyncio.get_running_loop()
+    running = asyncio.create_task(_run(installation, stopping), name="parley-up")
 
-  Make an account, which gives you an access token (the first one is the administrator):
-    curl {address}/user/register -H 'content-type: application/json' \\
-      -d '{{"email": "you@example.org", "username": "You", "password": "correct horse 1"}}'
-  Ask something, streamed:
-    curl -N {address}/v1/chat/completions -H "authorization: Bearer $TOKEN" -H 'content-type: application/json' \\
-      -d '{{"model": "simulator", "stream": true, "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    def stop() -> None:
+        if stopping.is_set():
+            running.cancel()
+        stopping.set()
 
-  The API: {address}/docs    Data, logs and secrets: {data_dir}    Stop: Ctrl-C
-"""
+    for kind in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(kind, stop)
+    try:
+        await running
+    except asyncio.CancelledError:
+        return 1
+    return 0
 
 
-async def up(settings: LauncherSettings, plan: Plan) -> None:
-    """Run until SIGTERM or Ctrl-C; a second one ends at once. Raises what `Installation.start` raises."""
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
-    installation = Installation(settings, plan)
-    starting = asyncio.create_task(installation.start(), name="start")
-    waiting = asyncio.create_task(stopping.wait(), name="stop")
+async def _run(installation: "Installation", stopping: asyncio.Event) -> None:
+    starting = asyncio.create_task(installation.start())
+    waiting = asyncio.create_task(stopping.wait())
     try:
         await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
-            await starting
-            print(BANNER.format(address=installation.address, data_dir=installation.data_dir), flush=True)
-            await waiting
-            print("Parley is stopping.", flush=True)
+            starting.result()
+            await stopping.wait()
     finally:
         for task in (starting, waiting):
             task.cancel()
-        await asyncio.gather(starting, waiting, return_exceptions=True)
+        await asyncio.wait({starting, waiting})
         await installation.stop()
+    if starting.done() and not starting.cancelled():
+        starting.result()
+
+
+class Installation:
+    """Everything that one `parley up` runs."""
+
+    def __init__(self, options: Options) -> None:
+        """Raises Misconfigured or SecretsMissing: nothing is started with settings that cannot be."""
+        self._options = options
+        self.settings = read(LauncherSettings)
+        self.data_dir = self.settings.parley_data_dir.absolute()
+        self._filled = missing_secrets(
+            self.data_dir,
+            {name: value for name in MAKERS if (value := value_of(name))},
+            is_production=self.settings.node_env == "production",
+        )
+        os.environ.update(self._filled)
+        for part in SERVICES.values():
+            read(part.settings_class)
+        embedded = frozenset(name for name, setting in SERVERS_SET_BY.items() if not self.settings.is_given(setting))
+        self._servers = EmbeddedServers(self.data_dir, only=embedded)
+        self._services = ServicesFile(self.data_dir / "services.json")
+        self._children: Children | None = None
+        self._inside: Inside | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Raises StartFailed or OSError, and leaves `stop` to the caller."""
+        importing = asyncio.create_task(asyncio.to_thread(_import_all, split=self._options.split))
+        addresses = await self._servers.start()
+        self._services.forget()
+        self._note_servers()
+        self._tasks.append(asyncio.create_task(self._keep_servers(), name="keep-servers"))
+        self._fill(addresses)
+        ports = self._ports()
+        self._children = Children(self.data_dir / "logs", self._servers.run_file, self._services, dict(os.environ), self._say)
+        simulator = await self._start_simulator()
+        await importing
+        await self._prepare()
+        if self._options.split:
+            await self._children.start([self._plan(name, service, ports) for name, service in self._names()])
+        else:
+            self._log_inside()
+            self._inside = Inside(self._services, self._say)
+            await self._inside.start([(name, service, ports[name]) for name, service in self._names()])
+        self._services.open()
+        self._greet(simulator)
+
+    async def stop(self) -> None:
+        """Gateways first, so that nobody new comes in; servers last. Also after half a start, and never for long."""
+        try:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            if self._inside is not None:
+                await self._inside.stop()
+            if self._children is not None:
+                names = self._children.names
+                gateways = [name for name in names if name.startswith("gateway")]
+                others = [name for name in names if name not in {*gateways, "simulator"}]
+                for group in (gateways, others, ["simulator"]):
+                    await self._children.stop(group)
+        finally:
+            if self._children is not None:
+                self._children.kill_now()
+            with contextlib.suppress(OSError):
+                self._services.forget()
+            await self._servers.stop()
+
+    # --- settings -------------------------------------------------------------------------------------------------------
+
+    def _fill(self, addresses: Addresses) -> None:
+        """What the services need and nobody set: the embedded servers' addresses. In the environment, like yours."""
+        known = {
+            "NATS_URL": addresses.nats_url,
+            "DATABASE_URL": addresses.database_url,
+            "REDIS_URL": addresses.redis_url,
+            "S3_ENDPOINT_URL": addresses.s3_endpoint_url,
+            "S3_ACCESS_KEY_ID": addresses.s3_access_key_id,
+            "S3_SECRET_ACCESS_KEY": addresses.s3_secret_access_key,
+            "S3_BUCKET": addresses.s3_bucket,
+        }
+        self._filled |= {name: value for name, value in known.items() if value}
+        os.environ.update(self._filled)
+
+    def _names(self) -> list[tuple[str, str]]:
+        """(`gateway-1`, `gateway`), in starting order."""
+        return [(name, service) for service in SERVICES for name in self._options.names(service)]
+
+    def _ports(self) -> dict[str, Replica]:
+        """A health port for each replica, and a public one for each gateway: PORT for the first."""
+        chosen: dict[str, Replica] = {}
+        used: set[int] = set()
+
+        def choose(wanted: int) -> int:
+            port = wanted if wanted and wanted not in used and is_free(wanted) else free_port(but=frozenset(used))
+            used.add(port)
+            return port
+
+        gateway = read(SERVICES["gateway"].settings_class)
+        host, public = str(getattr(gateway, LISTEN_FIELD)), int(getattr(gateway, HTTP_PORT_FIELD))
+        if public:
+            _must_be_free(host, public)
+        for index, (name, service) in enumerate(self._names()):
+            port = None
+            if service == "gateway":
+                number = self._options.names(service).index(name)
+                port = choose(public + number if public else 0)
+            chosen[name] = Replica(port=port, health_port=choose(FIRST_HEALTH_PORT + index))
+        return chosen
+
+    # --- parts ----------------------------------------------------------------------------------------------------------
+
+    async def _start_simulator(self) -> bool:
+        """As a child, unless SIMULATOR_URL names another."""
+        if value_of("SIMULATOR_URL") or self._children is None:
+            return False
+        run_file = self._servers.run_file
+        last = run_file.port("simulator")
+        port = last if last and is_free(last) else free_port(but=run_file.all_ports())
+        plan = Plan(
+            name="simulator",
+            arguments=("simulator", "--port", str(port)),
+            ready_path="/v1/models",
+            replica=Replica(port=port),
+        )
+        await self._children.start([plan])
+        os.environ["SIMULATOR_URL"] = self._filled["SIMULATOR_URL"] = f"http://127.0.0.1:{port}/v1"
+        self._children.env = dict(os.environ)
+        return True
+
+    async def _prepare(self) -> None:
+        from parley.migrate import migrate_all
+
+        await migrate_all(Settings())
+
+    def _plan(self, name: str, service: str, ports: Mapping[str, Replica]) -> Plan:
+        replica = ports[name]
+        env = {"HEALTH_PORT": str(replica.health_port)}
+        if replica.port is not None:
+            env["PORT"] = str(replica.port)
+        return Plan(name=name, arguments=(service,), env=env, ready_path="/readyz", replica=replica)
+
+    def _note_servers(self) -> None:
+        for name in self._servers.names:
+            self._services.replicas[name] = Replica(pid=self._servers.pid(name), port=self._servers.port(name))
+        self._services.write()
+
+    async def _keep_servers(self) -> None:
+        """Start a server again when it ends, on the same port and data; the services find it by themselves."""
+        while True:
+            name = await self._servers.exited()
+            self._say(f"{name} ended; it is started again. Its log: {self.data_dir / 'logs' / name}.log.1")
+            pause_s, last_pause_s = SERVER_PAUSE_S
+            while True:
+                try:
+                    await self._servers.restart(name)
+                    break
+                except StartFailed as error:
+                    self._say(f"{error} It is tried again.")
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, last_pause_s)
+            self._note_servers()
+
+    # --- talk -----------------------------------------------------------------------------------------------------------
+
+    def _log_inside(self) -> None:
+        """On a terminal a person reads: what is wrong, as text. Elsewhere a machine: everything, as JSON."""
+        level, log_format = self.settings.log_level, self.settings.log_format
+        if sys.stdout.isatty():
+            log_format = log_format if self.settings.is_given("log_format") else "text"
+            quiet = not (self._options.verbose or self.settings.is_given("log_level"))
+            level = "warning" if quiet else level
+        configure_logging("parley", level=level, log_format=log_format)
+
+    def _say(self, line: str) -> None:
+        print(f"parley: {line}", file=sys.stderr, flush=True)
+
+    def _greet(self, simulator: bool) -> None:  # noqa: FBT001 - private, and named where it is called
+        gateways = [replica.port for name, replica in self._services.replicas.items() if name.startswith("gateway")]
+        print(
+            greeting(
+                ports=[port for port in gateways if port],
+                data_dir=self.data_dir,
+                is_split=self._options.split,
+                is_simulated=simulator,
+                replicas=self._services.replicas if self._options.verbose else {},
+            ),
+            flush=True,
+        )
+
+
+def _must_be_free(host: str, port: int) -> None:
+    """Asked before anything is started on it, so that the way out is the only line one reads."""
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise StartFailed(
+                f"port {port} is taken by another program: end that program, or choose another port, as in PORT={port + 1}."
+            ) from None
+        raise StartFailed(f"HOST={host} PORT={port} cannot be listened on: {error.strerror}.") from None
+
+
+def _import_all(*, split: bool) -> None:
+    """While the servers start. In one process all six are needed; with --split only what migrates."""
+    import_module("parley.migrate")
+    for part in SERVICES.values():
+        if not split or part.package != "parley_gateway":  # it has no schema
+            _ = part.service_class
