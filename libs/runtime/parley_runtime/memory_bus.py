@@ -304,7 +304,12 @@ class MemoryBus:
         answers = self._hub.answers[subject]
         registered = (self, self._answer_with(question, ignoring_it))
         answers.append(registered)
-        return Closing(lambda: answers.remove(registered))
+
+        def end() -> None:
+            if registered in answers:  # a bus that was killed has taken it away already
+                answers.remove(registered)
+
+        return Closing(end)
 
 
 def _into(mailbox: Mailbox) -> Hear:
