@@ -12,7 +12,7 @@ import msgspec
 from parley_contracts.errors import (
     IdempotencyKeyReused,
     Overloaded,
-    ParleyError,
+    PayloadTooLarge,
     Problem,
     UnsupportedParameter,
     ValidationFailed,
@@ -39,6 +39,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     request_hash: str | None = None
     body_hash: str = ""
     include_usage: bool = False
+    can_reset: bool = True
+    """The client can be told that another attempt replaces what it shows; or it is shown nothing before the end."""
 
 
 async def ask_in_session(edge: Edge, ask: Ask, *, session_id: str, content: str, system_prompt: str | None) -> LiveTurn:
@@ -99,7 +101,8 @@ async def ask_stateless(edge: Edge, ask: Ask, prompt: tuple[PromptMessage, ...])
     _refuse_overload(edge)
     config = await edge.configs.get(ask.user_id, name=ask.model)
     _refuse_what_it_cannot(config, ask.params, prompt)
-    max_output_tokens = ask.params.max_tokens or config.max_output_tokens
+    params = ask.params.over(config.params)
+    max_output_tokens = params.max_tokens or config.max_output_tokens
     now = edge.clock.now()
     turn_id = new_id()
     ticket = Ticket(
@@ -133,17 +136,19 @@ async def ask_stateless(edge: Edge, ask: Ask, prompt: tuple[PromptMessage, ...])
                     model_config_id=config.id,
                     model=config.name,
                     provider=config.provider,
-                    params=ask.params.over(config.params),
+                    params=params,
                     max_output_tokens=reservation.max_output_tokens,
                     is_budget_limited=reservation.is_limited,
                     accepted_at=now,
                     deadline_at=now + timedelta(milliseconds=2 * edge.settings.provider_timeout_ms),
                     store=False,
-                    restart_after_text=ask.dialect != "openai",
+                    restart_after_text=ask.can_reset,
                     gateway_id=edge.gateway_id,
                 )
             )
-        except ParleyError:
+        except (Overloaded, PayloadTooLarge):
+            # Not stored for certain. Any other failure leaves that open: the turn is then stopped like one that nobody
+            # holds, and its key stays taken until it has ended.
             live.has_ended = True
             await edge.bus.ask(ReleaseBudget(turn_id=turn_id, user_id=ask.user_id))
             raise

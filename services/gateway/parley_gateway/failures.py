@@ -20,6 +20,7 @@ from parley_contracts.errors import (
 )
 from parley_gateway.dialects.errors import common_error, openai_error, openai_status
 from parley_gateway.responses import ClientLeft
+from parley_runtime.bus import LogUnreadable
 
 log = structlog.get_logger()
 
@@ -46,6 +47,8 @@ def as_parley_error(error: Exception, *, openai: bool) -> ParleyError:
             if error.status_code == 405:  # noqa: PLR2004 - HTTP's own number
                 return MethodNotAllowed(method="this method")
             return InvalidJson(reason="it could not be read")
+        case LogUnreadable():
+            return ServiceUnavailable(service="turn log")
         case OSError() | TimeoutError():
             log.warning("request_failed", error=f"{type(error).__name__}: {error}"[:300])
             return ServiceUnavailable(service="gateway")

@@ -14,7 +14,8 @@ from typing import Self
 import structlog
 
 from parley_contracts.errors import ParleyError, ServiceUnavailable
-from parley_contracts.reader import Ended, Position, Snapshot, Started, StreamEvent, unseen
+from parley_contracts.parts import Part, Reasoning, Text
+from parley_contracts.reader import Ended, Position, Shown, Snapshot, Started, StreamEvent, unseen
 from parley_contracts.turns import GatewayAlive, GetTurn, StopGeneration, Turn
 from parley_gateway.dialects.dialect import Ticket
 from parley_runtime.bus import Bus
@@ -100,12 +101,21 @@ class LiveTurn:
 
 
 def told_from_store(turn: Turn, seen: Position | None) -> list[StreamEvent]:
-    """An ended turn without its log: the start, the whole text at once, the end (requirements 2.5.7)."""
-    if turn.answer is None or turn.finish_reason is None:
+    """An ended turn without its log: the start, the whole answer at once, the end (requirements 2.5.7).
+
+    Whoever has seen some of it gets a snapshot instead, which replaces what they show.
+    """
+    answer = turn.answer
+    if answer is None or turn.finish_reason is None:
         raise ServiceUnavailable(service="chat")
-    events: list[StreamEvent] = [] if seen else [Started(turn.attempt)]
-    events.append(Snapshot(turn.attempt, 0, turn.answer))
-    events.append(Ended(turn.finish_reason, turn.answer, turn.usage, turn.error))
+    if seen:
+        events: list[StreamEvent] = [Snapshot(turn.attempt, 0, answer)]
+    else:
+        parts: list[Part] = [Reasoning(answer.reasoning)] if answer.reasoning else []
+        parts += [Text(answer.text)] if answer.text else []
+        parts += answer.tool_calls
+        events = [Started(turn.attempt), *(Shown(turn.attempt, n, part) for n, part in enumerate(parts))]
+    events.append(Ended(turn.finish_reason, answer, turn.usage, turn.error))
     return events
 
 

@@ -235,6 +235,7 @@ async def complete(body: OpenAIBody, request: Request, caller: Caller, edge: The
         params=as_params(body, edge.settings.max_output_tokens),
         request_hash=idempotency(request),
         body_hash=await body_hash(request),
+        can_reset=not body.stream,
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
     )
     live = await ask_stateless(edge, ask, prompt)

@@ -1,13 +1,14 @@
 """Turns: one's own turn, its events again on any gateway, and its stop (requirements 2.5.7, U5, U6)."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query
 from starlette.responses import Response
 
 from parley_contracts.errors import Problem, ValidationFailed
-from parley_contracts.reader import Position
-from parley_contracts.turns import GetTurn, StopTurn, Turn
+from parley_contracts.reader import Position, Shown, read
+from parley_contracts.turns import GetTurn, LogEntry, StopTurn, Turn
 from parley_gateway.asking import join
 from parley_gateway.dialects import DIALECTS
 from parley_gateway.edge import Caller, TheEdge, UserRoute
@@ -19,7 +20,8 @@ router = APIRouter(prefix="/chat/turns", tags=["turns"], route_class=UserRoute)
 TurnPath = Annotated[str, Path(alias="turnId")]
 
 
-def turn_json(turn: Turn) -> dict[str, Any]:
+def turn_json(turn: Turn, log: Iterable[LogEntry] = ()) -> dict[str, Any]:
+    shown = [event for event in read(log) if isinstance(event, Shown)]
     return {
         "turnId": turn.turn_id,
         "sessionId": turn.session_id,
@@ -29,7 +31,7 @@ def turn_json(turn: Turn) -> dict[str, Any]:
         "finishReason": turn.finish_reason,
         "attempt": turn.attempt,
         "model": turn.model,
-        "lastEventId": None,
+        "lastEventId": str(Position(shown[-1].attempt, shown[-1].n)) if shown else None,
         "createdAt": instant(turn.created_at),
         "endedAt": instant(turn.ended_at),
     }
@@ -38,13 +40,13 @@ def turn_json(turn: Turn) -> dict[str, Any]:
 @router.get("/{turnId:id}")
 async def get(turn_id: TurnPath, caller: Caller, edge: TheEdge) -> Response:
     turn = await edge.bus.ask(GetTurn(turn_id=turn_id, user_id=caller.user_id))
-    return json_response({"success": True, "data": turn_json(turn)})
+    return json_response({"success": True, "data": turn_json(turn, await edge.bus.turns.read(turn_id))})
 
 
 @router.post("/{turnId:id}/stop")
 async def stop(turn_id: TurnPath, caller: Caller, edge: TheEdge) -> Response:
     turn = await edge.bus.ask(StopTurn(turn_id=turn_id, user_id=caller.user_id), timeout_s=10.0)
-    return json_response({"success": True, "data": turn_json(turn)})
+    return json_response({"success": True, "data": turn_json(turn, await edge.bus.turns.read(turn_id))})
 
 
 @router.get("/{turnId:id}/events")
