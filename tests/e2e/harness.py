@@ -56,7 +56,11 @@ class RunningParley:
         )
         log.close()
         parley = cls(folder, launcher)
-        await parley.until_ready()
+        try:
+            await parley.until_ready()
+        except BaseException:
+            await parley.stop()
+            raise
         return parley
 
     # --- processes ------------------------------------------------------------------------------------------------------
@@ -113,7 +117,11 @@ class RunningParley:
 
     async def stop(self) -> None:
         self.launcher.send_signal(signal.SIGTERM)
-        await asyncio.to_thread(self.launcher.wait, 60)
+        try:
+            await asyncio.to_thread(self.launcher.wait, 60)
+        finally:
+            self.launcher.kill()
+            self.launcher.wait()
 
     # --- the referee ----------------------------------------------------------------------------------------------------
 
