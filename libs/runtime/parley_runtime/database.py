@@ -12,14 +12,14 @@ from typing import Any, TypeVar
 import structlog
 from alembic import command
 from alembic.config import Config
-from parley_contracts.errors import ServiceUnavailable
-from parley_contracts.message import Durable, Event
-from sqlalchemy import MetaData, text
+from sqlalchemy import MetaData, event, text
 from sqlalchemy.engine import Connection, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
+from parley_contracts.errors import ServiceUnavailable
+from parley_contracts.message import Durable, Event
 from parley_runtime.bus import Bus
 
 log = structlog.get_logger()
@@ -59,10 +59,10 @@ class Database:
             pool_size=self._pool_size,
             max_overflow=self._pool_size,
             pool_timeout=POOL_TIMEOUT_S,
-            pool_pre_ping=True,
             pool_recycle=1800,
             connect_args={"timeout": POOL_TIMEOUT_S, "command_timeout": 30},
         )
+        event.listen(self._engine.sync_engine, "checkout", _refuse_closed)
 
     async def close(self) -> None:
         if self._engine is not None:
@@ -104,6 +104,12 @@ class Database:
                 return await handler(message, tx)
 
         return handle
+
+
+def _refuse_closed(connection: Any, _record: object, _proxy: object) -> None:
+    """A connection that the server closed meanwhile is replaced by another; asking would cost a round trip each time."""
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError
 
 
 def async_url(url: str) -> str:

@@ -123,7 +123,7 @@ class _Reader:
         if thought := said.reasoning_content or said.reasoning:
             events.append(Reasoning(thought))
         content = said.content
-        if choice.logprobs is not NOTHING and choice.logprobs != b"null":
+        if choice.logprobs is not NOTHING and bytes(choice.logprobs) != b"null":
             events.append(Text(content if isinstance(content, str) else "", choice.logprobs))
         elif isinstance(content, str):
             if content:
