@@ -7,7 +7,6 @@ nothing per token.
 
 import asyncio
 import secrets
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -20,15 +19,13 @@ from parley_contracts.parts import MAX_PART_CHARACTERS as LONGEST
 from parley_contracts.parts import Answer, FinishReason, Part, ToolCall
 from parley_contracts.turns import Attempt, Control, Generate, StopGeneration, TurnClaim, TurnFinal
 from parley_llm_router.attempts import attempt_of, counted
-from parley_llm_router.claims import Begin, Claims, ControlLost, Fenced, Hold
-from parley_llm_router.failover import Failure, Kind, Pauses, fell_silent, next_call
-from parley_llm_router.http_client import HttpClients
+from parley_llm_router.claims import Begin, ControlLost, Fenced, Hold
+from parley_llm_router.failover import Failure, Kind, fell_silent, next_call
+from parley_llm_router.means import Means
 from parley_llm_router.provider_call import Ended, Outcome, ProviderCall, provider_label
 from parley_llm_router.providers import PROVIDERS
-from parley_llm_router.publisher import Publisher, Speaker, split
-from parley_runtime.bus import Bus, Closable, LastControl, LogUnreadable
-from parley_runtime.clock import Clock
-from parley_runtime.tasks import Tasks
+from parley_llm_router.publisher import Speaker, split
+from parley_runtime.bus import Closable, LastControl, LogUnreadable
 
 log = structlog.get_logger()
 
@@ -61,30 +58,6 @@ class HandedOver(Exception):
 
 
 _NOT_OURS = (Fenced, ControlLost, LogUnreadable, HandedOver, ServiceUnavailable)  # nothing is wrong with the command
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long things may take, in seconds."""
-
-    timeout_s: float
-    max_idle_s: float
-    request_timeout_s: float
-    pauses: Pauses
-    max_output_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What all turns of a router share."""
-
-    bus: Bus
-    claims: Claims
-    publisher: Publisher
-    clients: HttpClients
-    clock: Clock
-    limits: Limits
-    tasks: Tasks
 
 
 class Generation:
@@ -168,7 +141,10 @@ class Generation:
     async def _detach(self, attaching: asyncio.Future[None]) -> None:
         await asyncio.gather(attaching, return_exceptions=True)
         for attached in self._attached:
-            await attached.close()
+            try:
+                await attached.close()
+            except Exception:  # how the turn ended stands, whatever becomes of a subscription
+                log.exception("detach_failed")
 
     async def stop(self) -> bool:
         """Answers before anything else happens; the provider call is closed in the loop's next round."""

@@ -9,9 +9,9 @@ from parley_contracts.turns import GatewayAlive, Generate
 from parley_llm_router.claims import Claims
 from parley_llm_router.failover import Pauses
 from parley_llm_router.gateways import Gateways
-from parley_llm_router.generate import Limits, Means
 from parley_llm_router.handlers import Handlers
 from parley_llm_router.http_client import HttpClients
+from parley_llm_router.means import Limits, Means
 from parley_llm_router.publisher import Publisher
 from parley_llm_router.registry import Fingerprints, Registry, SystemModels
 from parley_llm_router.sealing import Sealer

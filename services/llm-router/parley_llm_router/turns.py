@@ -14,7 +14,8 @@ from parley_contracts.turns import Attempt, Generate, LogEntry, TurnClaim, TurnF
 from parley_llm_router.attempts import abandoned
 from parley_llm_router.claims import Begin, Fenced, GiveUp, Over, decide
 from parley_llm_router.gateways import Gateways
-from parley_llm_router.generate import Generation, HandedOver, Interruption, Means
+from parley_llm_router.generate import Generation, HandedOver, Interruption
+from parley_llm_router.means import Means
 from parley_llm_router.registry import Registry
 from parley_runtime.bus import LastControl, Taken
 from parley_runtime.telemetry import bound
@@ -24,6 +25,7 @@ log = structlog.get_logger()
 RUNNING = Gauge("parley_turns_running", "Turns this router runs")
 
 _LEAVE_S = 5.0
+_WATCH_S = 0.5
 _RESULT_PAUSES_S = (0.5, 1.0, 2.0, 5.0)
 
 
@@ -182,7 +184,8 @@ class Turns:
                 running.generation.look(say_again=True)
 
     async def watch_gateways(self) -> None:
-        """A loop of the service, once a second: ends stateless turns that nobody holds."""
+        """A loop of the service: ends stateless turns that nobody holds."""
+        await asyncio.sleep(_WATCH_S)  # never the test's clock: a loop that does not wait holds up everything
         if not self._gone():
             self._gateways.forget_old()
             return

@@ -30,7 +30,7 @@ CONSUMERS = (
 async def eventually(holds: Callable[[], Any], within_s: float = 10.0) -> Any:
     """What `holds` returns once it is true; a timeout else."""
     async with asyncio.timeout(within_s):
-        while not (found := holds()):
+        while not (found := holds()):  # noqa: ASYNC110 - what it waits for happens in the code under test
             await asyncio.sleep(0.002)
         return found
 
@@ -68,8 +68,8 @@ class House:
         }
         return LlmRouterSettings(_env_file=None, **{**usual, **changes})
 
-    async def router(self, **changes: Any) -> LlmRouterService:
-        bus = MemoryBus(self.hub, "llm_router", drain_s=0.2, keep_alive_s=0.1)
+    async def router(self, *, keep_alive_s: float = 0.1, **changes: Any) -> LlmRouterService:
+        bus = MemoryBus(self.hub, "llm_router", drain_s=0.2, keep_alive_s=keep_alive_s)
         service = LlmRouterService(self.settings(**changes), bus)
         self.services.append(service)
         self.buses.append(bus)
