@@ -1,7 +1,7 @@
 """Service: how every part of Parley lives. Open what it owns, wire the bus, be ready; on SIGTERM drain, then close in reverse.
 
-A service's constructor wires handlers and does no I/O. Its loops (sweepers, relays) are held here: each is called again
-whenever it returns and does its own waiting; one that raises is logged and begins again after a pause.
+A service's constructor wires handlers and does no I/O. Its loops (sweepers, relays) are held here: one that returns
+or raises is called again after a second, one that keeps its own time goes round by itself.
 """
 
 import asyncio
@@ -101,7 +101,7 @@ class Service:
                 await loop()
             except Exception:
                 log.exception("loop_failed", loop=loop.__name__)
-                await asyncio.sleep(_LOOP_PAUSE_S)
+            await asyncio.sleep(_LOOP_PAUSE_S)
 
     async def _quietly(self, what: str, closing: Awaitable[None]) -> None:
         try:

@@ -55,11 +55,17 @@ async def test_what_a_handler_wrote_is_committed_when_it_returns_and_gone_when_i
 
 async def test_nothing_is_announced_of_what_was_rolled_back(database: Database, hub: MemoryHub) -> None:
     change = PresenceChanged(user_id=1, status="ACTIVE", changed_at=SystemClock().now())
-    with pytest.raises(ValueError, match="no"):
-        async with database.transaction() as tx:
-            tx.announce(change)
+
+    async def handle(question: GetUser, tx: Transaction) -> None:
+        tx.announce(change)
+        if question.user_id == 2:
             raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await database.transact(handle)(GetUser(user_id=2))
     assert hub.said == []
+    await database.transact(handle)(GetUser(user_id=1))
+    assert len(hub.said) == 1
 
 
 async def test_a_database_that_is_away_is_unavailable_and_comes_back_by_itself(

@@ -39,6 +39,7 @@ class Connections:
 
     async def tell_all(self) -> None:
         """A loop of the service: heals what a lost message broke, and lets a dead gateway's users expire."""
-        users = dict(self._counts)
-        await self._bus.publish(ConnectionsCounted(gateway_id=self._gateway_id, users=users, is_complete=True))
-        await self._clock.sleep(_TELL_ALL_S)
+        while True:
+            users = dict(self._counts)
+            await self._bus.publish(ConnectionsCounted(gateway_id=self._gateway_id, users=users, is_complete=True))
+            await self._clock.sleep(_TELL_ALL_S)

@@ -177,10 +177,11 @@ class TurnStreams:
 
     async def say_alive(self) -> None:
         """A loop of the service: routers end stateless turns whose gateway nobody hears."""
-        await self._bus.publish(GatewayAlive(gateway_id=self._gateway_id, adopted=tuple(self._adopted)))
-        old = self._clock.monotonic() - _ADOPTED_S
-        self._adopted_elsewhere = {turn: at for turn, at in self._adopted_elsewhere.items() if at > old}
-        await self._clock.sleep(_ALIVE_S)
+        while True:
+            await self._bus.publish(GatewayAlive(gateway_id=self._gateway_id, adopted=tuple(self._adopted)))
+            old = self._clock.monotonic() - _ADOPTED_S
+            self._adopted_elsewhere = {turn: at for turn, at in self._adopted_elsewhere.items() if at > old}
+            await self._clock.sleep(_ALIVE_S)
 
     # --- ends -----------------------------------------------------------------------------------------------------------
 
