@@ -29,8 +29,10 @@ def chunk(text: str = "", *, finish: str | None = None, **more: Any) -> bytes:
 @asynccontextmanager
 async def saying(chunks: Sequence[bytes | asyncio.Event]) -> AsyncIterator[str]:
     """A provider that says these bytes, whatever it is asked, and waits where an event stands."""
+    serving: set[asyncio.Task[Any] | None] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.add(asyncio.current_task())
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
@@ -41,7 +43,7 @@ async def saying(chunks: Sequence[bytes | asyncio.Event]) -> AsyncIterator[str]:
                     await writer.drain()
                 else:
                     await each.wait()
-        except ConnectionError:
+        except (ConnectionError, asyncio.CancelledError):
             pass
         finally:
             writer.close()
@@ -51,6 +53,9 @@ async def saying(chunks: Sequence[bytes | asyncio.Event]) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
+        for task in serving:
+            if task is not None:
+                task.cancel()
 
 
 async def test_an_answer_is_streamed_stated_and_its_command_acknowledged(house: Any) -> None:
