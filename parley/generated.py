@@ -6,7 +6,7 @@ docs/openapi.json (the gateway's routes).
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -198,7 +198,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-PAGES: Mapping[str, Callable[[], str]] = {
+PAGES: dict[str, Callable[[], str]] = {
     "docs/data-flow.md": data_flow_page,
     "docs/settings.md": settings_page,
     ".env.example": env_example,
