@@ -1,16 +1,22 @@
 """Errors: one class for each thing that can go wrong, with the code, status and advice a client gets."""
 
 from parley_contracts.errors.accounts import (
+    EmailNotFound,
     EmailTaken,
     Forbidden,
     InvalidCredentials,
     InvalidEmail,
+    InvalidTransition,
+    KeyNotFound,
     OriginRefused,
+    PasswordIncorrect,
     PasswordPolicy,
     RegistrationClosed,
+    RoleNotFound,
     TokenExpired,
     TokenRevoked,
     Unauthenticated,
+    WrongPassword,
 )
 from parley_contracts.errors.error import ERRORS, ErrorBody, ParleyError, Problem, UnknownError, error_from
 from parley_contracts.errors.nouns import (
@@ -67,6 +73,7 @@ __all__ = [
     "BudgetExceeded",
     "BudgetExhausted",
     "DeadlinePassed",
+    "EmailNotFound",
     "EmailTaken",
     "EmptyMessages",
     "ErrorBody",
@@ -79,6 +86,8 @@ __all__ = [
     "InvalidId",
     "InvalidJson",
     "InvalidMessage",
+    "InvalidTransition",
+    "KeyNotFound",
     "MessageNotFound",
     "MessageTooLong",
     "MessagesTooLong",
@@ -91,6 +100,7 @@ __all__ = [
     "OriginRefused",
     "Overloaded",
     "ParleyError",
+    "PasswordIncorrect",
     "PasswordPolicy",
     "PayloadTooLarge",
     "Problem",
@@ -100,6 +110,7 @@ __all__ = [
     "ProviderTimeout",
     "RateLimited",
     "RegistrationClosed",
+    "RoleNotFound",
     "ServiceUnavailable",
     "SessionNotFound",
     "ShareNotFound",
@@ -114,5 +125,6 @@ __all__ = [
     "UpstreamInterrupted",
     "UserNotFound",
     "ValidationFailed",
+    "WrongPassword",
     "error_from",
 ]

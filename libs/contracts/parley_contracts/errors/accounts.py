@@ -71,3 +71,45 @@ class EmailTaken(ParleyError):
 
     code = "email_taken"
     status = 409
+
+
+class EmailNotFound(ParleyError):
+    """No account has this e-mail."""
+
+    code = "email_not_found"
+    status = 401
+
+
+class PasswordIncorrect(ParleyError):
+    """The password is wrong."""
+
+    code = "password_incorrect"
+    status = 401
+
+
+class WrongPassword(ParleyError):
+    """The current password is wrong."""
+
+    code = "wrong_password"
+    status = 422
+
+
+class InvalidTransition(ParleyError):
+    """This cannot be changed now: {reason}."""
+
+    code = "invalid_transition"
+    status = 409
+
+
+class KeyNotFound(ParleyError):
+    """The API key does not exist, or it is not yours."""
+
+    code = "key_not_found"
+    status = 404
+
+
+class RoleNotFound(ParleyError):
+    """The role {role} does not exist."""
+
+    code = "role_not_found"
+    status = 404
