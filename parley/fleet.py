@@ -9,15 +9,16 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from parley.supervise import Child, Command, RunFile, StartFailed
+from parley.supervise import Child, Command, RunFile, StartFailed, free_port
 
 READY_S = 60.0
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.2, 5.0
+MOST_MOVES = 3
 STEADY_S = 10.0  # who lived this long did not die of its start
 GRACE_S = 4.0
 
@@ -63,9 +64,23 @@ class Plan:
 
     name: str
     arguments: tuple[str, ...]
-    env: Mapping[str, str] = field(default_factory=dict)
     ready_path: str
     replica: Replica
+    may_move: bool = False
+    """Its public port was our choice, not somebody's wish."""
+
+    @property
+    def env(self) -> dict[str, str]:
+        ports = {"PORT": self.replica.port, "HEALTH_PORT": self.replica.health_port}
+        return {name: str(port) for name, port in ports.items() if port is not None}
+
+    def move(self) -> None:
+        """To other ports: between our look and its start, another program took one."""
+        used = {self.replica.port or 0, self.replica.health_port or 0}
+        if self.replica.health_port is not None:
+            self.replica.health_port = free_port(but=frozenset(used))
+        if self.may_move and self.replica.port is not None:
+            self.replica.port = free_port(but=frozenset(used | {self.replica.health_port or 0}))
 
     @property
     def ready_port(self) -> int:

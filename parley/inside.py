@@ -5,9 +5,10 @@ import os
 from collections.abc import Sequence
 
 from parley.fleet import Replica, Say, ServicesFile
-from parley.run import bus_of, read, taken
+from parley.run import build, bus_of, read, taken
 from parley.services import SERVICES
 from parley.settings import value_of
+from parley.supervise import is_free
 from parley_runtime.service import Service
 
 DRAIN_S = 2.0
@@ -40,6 +41,8 @@ class Inside:
 
     async def _start(self, name: str, service: str, replica: Replica) -> None:
         part = SERVICES[service]
+        if replica.health_port and not is_free(replica.health_port):  # taken since it was chosen
+            replica.health_port = 0
         chosen: dict[str, object] = {"health_port": replica.health_port}
         if replica.port is not None:
             chosen["port"] = replica.port
@@ -52,12 +55,12 @@ class Inside:
             self._restarting.add(task)
             task.add_done_callback(self._restarting.discard)
 
-        running = part.service_class(settings, bus_of(name, settings, on_closed=start_again, drain_s=DRAIN_S))
+        running = build(service, settings, bus_of(service, settings, on_closed=start_again, drain_s=DRAIN_S))
         try:
             await running.start()
         except OSError as error:
             raise taken(running, settings, error) from error
-        replica.pid = os.getpid()
+        replica.pid, replica.health_port = os.getpid(), running.health.port
         self._running[name] = (service, running)
         self._services.replicas[name] = replica
         self._services.write()

@@ -12,7 +12,7 @@ from typing import TypeVar
 import uvloop
 from pydantic import ValidationError
 
-from parley.complaints import FAILED, from_validation, until_reachable
+from parley.complaints import FAILED, Misconfigured, from_validation, until_reachable
 from parley.services import SERVICES, bus_name
 from parley.supervise import StartFailed
 from parley_runtime import service as lives
@@ -47,6 +47,14 @@ def bus_of(name: str, settings: Settings, **more: object) -> NatsBus:
     )
 
 
+def build(name: str, settings: Settings, bus: NatsBus) -> Service:
+    """Wire a service. Raises Misconfigured for what its parts find wrong in the settings."""
+    try:
+        return SERVICES[name].service_class(settings, bus)
+    except ValueError as error:
+        raise Misconfigured(str(error)) from error
+
+
 def run_service(name: str, *, with_launcher: bool = False) -> int:
     """Until SIGTERM. Ends with 1 when its connection to NATS is closed for good, so that its supervisor starts it again."""
     settings = read(SERVICES[name].settings_class)
@@ -65,7 +73,7 @@ async def _run(name: str, settings: Settings, *, with_launcher: bool) -> int:
         signal.raise_signal(signal.SIGTERM)
 
     await until_reachable(settings.nats_url, "NATS", "NATS_URL", within_s=NATS_S)
-    service = SERVICES[name].service_class(settings, bus_of(name, settings, on_closed=end))
+    service = build(name, settings, bus_of(name, settings, on_closed=end))
     try:
         await lives.run([service])
     except OSError as error:

@@ -109,6 +109,7 @@ class Installation:
         self._children: Children | None = None
         self._inside: Inside | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._public_port = 0
 
     async def start(self) -> None:
         """Raises StartFailed or OSError, and leaves `stop` to the caller."""
@@ -174,7 +175,7 @@ class Installation:
         return [(name, service) for service in SERVICES for name in self._options.names(service)]
 
     def _ports(self) -> dict[str, Replica]:
-        """A health port for each replica, and a public one for each gateway: PORT for the first."""
+        """A health port for each replica, and a public one for each gateway: PORT for the first; with PORT=0 any."""
         chosen: dict[str, Replica] = {}
         used: set[int] = set()
 
@@ -185,6 +186,7 @@ class Installation:
 
         gateway = read(SERVICES["gateway"].settings_class)
         host, public = str(getattr(gateway, LISTEN_FIELD)), int(getattr(gateway, HTTP_PORT_FIELD))
+        self._public_port = public
         if public:
             _must_be_free(host, public)
         for index, (name, service) in enumerate(self._names()):
@@ -192,7 +194,7 @@ class Installation:
             if service == "gateway":
                 number = self._options.names(service).index(name)
                 port = choose(public + number if public else 0)
-            chosen[name] = Replica(port=port, health_port=choose(FIRST_HEALTH_PORT + index))
+            chosen[name] = Replica(port=port, health_port=choose(FIRST_HEALTH_PORT + index if public else 0))
         return chosen
 
     # --- parts ----------------------------------------------------------------------------------------------------------
@@ -221,11 +223,8 @@ class Installation:
         await migrate_all(Settings())
 
     def _plan(self, name: str, service: str, ports: Mapping[str, Replica]) -> Plan:
-        replica = ports[name]
-        env = {"HEALTH_PORT": str(replica.health_port)}
-        if replica.port is not None:
-            env["PORT"] = str(replica.port)
-        return Plan(name=name, arguments=(service,), env=env, ready_path="/readyz", replica=replica)
+        is_wished = service == "gateway" and name == self._options.names(service)[0] and self._public_port
+        return Plan(name=name, arguments=(service,), ready_path="/readyz", replica=ports[name], may_move=not is_wished)
 
     def _note_servers(self) -> None:
         for name in self._servers.names:
