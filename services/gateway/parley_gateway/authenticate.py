@@ -17,6 +17,9 @@ from parley_runtime.access_tokens import key_id_of, verify_access_token
 from parley_runtime.bus import Bus
 from parley_runtime.clock import Clock
 
+ACCESS_COOKIE = "parley_access"
+STREAM_COOKIE = "parley_stream"
+
 _ASK_AGAIN_S = 10.0
 _REMEMBERED_TOKENS = 10_000
 
