@@ -29,7 +29,8 @@ SSE_HEADERS = (
 )
 
 
-_RETRY = b"retry: 1000\n\n"
+# A field of the first event, not an event of its own: OpenAI's SDK would parse its empty data as JSON.
+_RETRY = b"retry: 1000\n"
 
 
 class ClientLeft(Exception):
