@@ -73,7 +73,7 @@ class RunningParley:
         self.services = json.loads(self.state_file.read_text())
 
     async def until_ready(self) -> None:
-        """Every gateway answers `/readyz` with 200."""
+        """Every gateway and every service answers `/readyz` with 200, also what was just started again."""
         deadline = time.monotonic() + START_S
         async with httpx.AsyncClient(trust_env=False) as client:
             while time.monotonic() < deadline:
@@ -81,7 +81,8 @@ class RunningParley:
                     raise RuntimeError(f"the launcher ended:\n{self.launcher_log()}")
                 with contextlib.suppress(FileNotFoundError, json.JSONDecodeError, httpx.TransportError, KeyError):
                     self.refresh()
-                    if self.gateways and all([(await client.get(f"{url}/readyz")).is_success for url in self.gateways]):
+                    ready = [*self.gateways, *self.health_pages]
+                    if self.gateways and all([(await client.get(f"{url}/readyz")).is_success for url in ready]):
                         return
                 await asyncio.sleep(0.1)
         raise RuntimeError(f"not ready after {START_S} s:\n{self.launcher_log()}")
@@ -94,6 +95,10 @@ class RunningParley:
         return [
             f"http://127.0.0.1:{known['port']}" for name, known in sorted(self.services.items()) if name.startswith("gateway")
         ]
+
+    @property
+    def health_pages(self) -> list[str]:
+        return [f"http://127.0.0.1:{known['health_port']}" for known in self.services.values() if "health_port" in known]
 
     @property
     def simulator_url(self) -> str:
