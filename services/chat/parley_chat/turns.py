@@ -88,9 +88,11 @@ class Turns:
         if len(question.content) > self.settings.chat_max_message_length:
             raise MessageTooLong(length=len(question.content), limit=self.settings.chat_max_message_length)
         async with self.database.transaction() as tx:
+            session = await SessionStore(tx).find(question.user_id, question.session_id)
+            # After the session: the turn that it is seen to run may be the one that this very question began.
             if (known := await self._known(question, tx)) is not None:
                 return known
-            asked = await self._asked(question, tx)
+            asked = await self._asked(question, session, tx)
         if self.outbox.is_full:
             raise Overloaded
         plan = await self._plan(question, asked)
@@ -127,8 +129,7 @@ class Turns:
             raise IdempotencyKeyReused
         return known.turn
 
-    async def _asked(self, question: StartTurn, tx: Transaction) -> Asked:
-        session = await SessionStore(tx).find(question.user_id, question.session_id)
+    async def _asked(self, question: StartTurn, session: Session | None, tx: Transaction) -> Asked:
         if session is None:
             raise SessionNotFound
         if session.running_turn is not None:

@@ -79,6 +79,8 @@ async def join(edge: Edge, turn: Turn, *, user_id: int, seen: Position | None = 
     """Follow a stored turn that began elsewhere, from its start or after what the client has `seen`."""
     live = LiveTurn(edge.streams, _stored_ticket(turn), user_id=user_id, is_stored=True)
     live.seen = seen
+    if turn.status.is_terminal:
+        live.follower.committed.set()  # chat itself said so
     if turn.status.is_terminal and not await edge.bus.turns.read(turn.turn_id):
         live.stored_turn = turn
     return await live.__aenter__()
