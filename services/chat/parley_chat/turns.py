@@ -92,7 +92,7 @@ class Turns:
             # After the session: the turn that it is seen to run may be the one that this very question began.
             if (known := await self._known(question, tx)) is not None:
                 return known
-            asked = await self._asked(question, session, tx)
+            asked = await self._asked(session, tx)
         if self.outbox.is_full:
             raise Overloaded
         plan = await self._plan(question, asked)
@@ -129,7 +129,7 @@ class Turns:
             raise IdempotencyKeyReused
         return known.turn
 
-    async def _asked(self, question: StartTurn, session: Session | None, tx: Transaction) -> Asked:
+    async def _asked(self, session: Session | None, tx: Transaction) -> Asked:
         if session is None:
             raise SessionNotFound
         if session.running_turn is not None:
