@@ -63,7 +63,7 @@ class DeleteApiKey(Command[None], frozen=True, kw_only=True):
     id: Id
 
 
-class CheckApiKey(Query[Principal], frozen=True, kw_only=True):
+class CheckApiKey(Command[Principal], frozen=True, kw_only=True):
     """Whom the key with this SHA-256 (hex) speaks for now, with the user's role, permissions and limits; notes its use.
 
     The key itself never travels. An answer may be remembered for 60 s, and is forgotten at ApiKeyRevoked and RightsChanged.

@@ -30,7 +30,7 @@ async def test_migrating_again_changes_nothing(database: Database, migrated_url:
     await migrate(migrated_url, "parley_auth", "auth")
     async with database.transaction() as tx:
         found = await tx.session.execute(text("SELECT version_num FROM auth.alembic_version"))
-        assert found.scalars().all() == ["0001"]
+        assert found.scalars().all() == ["0002"]
 
 
 async def test_the_last_script_can_be_undone_and_done_again(database: Database, migrated_url: str) -> None:

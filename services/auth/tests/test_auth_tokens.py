@@ -6,14 +6,17 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from parley_auth.roles import BUILT_IN
 from parley_auth.tokens import Issuer, Login, SigningKey, hash_of, is_refresh_token, new_refresh_token, thumbprint
+from parley_contracts.accounts import User
 from parley_contracts.errors import Unauthenticated
 from parley_contracts.ids import is_id
 from parley_runtime.access_tokens import key_id_of, verify_access_token
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 OLD, NEW = "o" * 32, "n" * 32
-LOGIN = Login(user_id=7, role="USER", family="01jgabcdefghjkmnpqrstvwxyz")
+USER_7 = User(id=7, username="Ann", email="ann@example.org", role="USER", created_at=NOW)
+LOGIN = Login(user=USER_7, role=BUILT_IN["USER"], family="01jgabcdefghjkmnpqrstvwxyz")
 
 
 def public_keys(issuer: Issuer) -> dict[str, Ed25519PublicKey]:
@@ -22,7 +25,7 @@ def public_keys(issuer: Issuer) -> dict[str, Ed25519PublicKey]:
 
 
 def issuer_of(*secrets: str) -> Issuer:
-    return Issuer(secrets, access_ttl_s=900)
+    return Issuer(secrets, access_ttl_s=900, long_ttl_s=86_400)
 
 
 def test_an_access_token_says_who_what_for_whom_and_until_when() -> None:
@@ -38,6 +41,7 @@ def test_an_access_token_says_who_what_for_whom_and_until_when() -> None:
         "fam": LOGIN.family,
         "role": "USER",
         "permissions": ["models:create"],
+        "limits": {"modelConfigs": 20},
         "iat": int(NOW.timestamp()),
         "exp": int(NOW.timestamp()) + 900,
     }
@@ -54,7 +58,7 @@ def test_a_gateway_verifies_by_the_public_keys_alone() -> None:
 
 def test_an_admin_may_do_everything() -> None:
     issuer = issuer_of(NEW)
-    admin = Login(user_id=1, role="ADMIN", family=LOGIN.family)
+    admin = Login(user=USER_7, role=BUILT_IN["ADMIN"], family=LOGIN.family)
     principal = verify_access_token(issuer.tokens(admin, new_refresh_token(), NOW).access_token, public_keys(issuer), NOW)
     assert principal.is_admin
     assert len(principal.permissions) == 8
