@@ -17,6 +17,8 @@ from typing_extensions import override
 from parley_contracts.accounts import Principal
 from parley_contracts.errors import Forbidden, InvalidJson, Problem, UnsupportedMediaType, ValidationFailed
 from parley_contracts.ids import is_id
+from parley_contracts.roles import Permission
+from parley_gateway.api_keys import scope_of
 from parley_gateway.authenticate import Authenticator, bearer
 from parley_gateway.model_configs import ModelConfigs
 from parley_gateway.presence import Connections
@@ -131,15 +133,18 @@ class OpenRoute(APIRoute):
 
 
 class UserRoute(APIRoute):
-    """A route for those with an access token: who is asking comes before what is asked."""
+    """A route for those with an access token, or an API key of its scope: who is asking comes before what is asked."""
 
     @override
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
+        scope = scope_of(self.path)
 
         async def authenticated(request: Request) -> Response:
             edge: Edge = request.app.state.edge
             principal = await edge.authenticator.principal(bearer(request.headers.get("authorization")))
+            if principal.key_id is not None and scope not in principal.scopes:
+                raise Forbidden
             request.state.principal = principal
             with bound(user_id=principal.user_id):
                 return await handle(EdgeRequest(request.scope, request.receive))
@@ -156,11 +161,23 @@ async def _principal(request: Request, _shown_in_openapi: Annotated[Any, Depends
     return principal
 
 
-async def _admin(request: Request) -> Principal:
+async def _admin(request: Request, _shown_in_openapi: Annotated[Any, Depends(_SCHEME)] = None) -> Principal:
     principal: Principal = request.state.principal
-    if not principal.is_admin:
+    if not principal.is_admin or principal.key_id is not None:
         raise Forbidden
     return principal
+
+
+def needs(permission: Permission) -> Any:
+    """A dependency: the caller, who must hold `permission`; an ADMIN holds all, an API key none."""
+
+    async def permitted(request: Request, _shown_in_openapi: Annotated[Any, Depends(_SCHEME)] = None) -> Principal:
+        principal: Principal = request.state.principal
+        if principal.key_id is not None or not (principal.is_admin or permission in principal.permissions):
+            raise Forbidden
+        return principal
+
+    return Depends(permitted)
 
 
 async def _edge(request: Request) -> Edge:
@@ -170,7 +187,7 @@ async def _edge(request: Request) -> Edge:
 
 TheEdge = Annotated[Edge, Depends(_edge)]
 Caller = Annotated[Principal, Depends(_principal)]
-Admin = Annotated[Principal, Depends(_admin), Depends(_SCHEME)]
+Admin = Annotated[Principal, Depends(_admin)]  # one Depends: of two, FastAPI heeds the last alone
 
 
 def body_id(value: str, field: str) -> str:

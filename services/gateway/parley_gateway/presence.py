@@ -1,9 +1,10 @@
 """Presence at the edge: who holds open streams on this gateway, told to activity at each change and every 15 s."""
 
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from parley_contracts.accounts import Principal
 from parley_contracts.activity import ConnectionsCounted
 from parley_runtime.bus import Bus
 from parley_runtime.clock import Clock
@@ -12,26 +13,41 @@ _TELL_ALL_S = 15.0
 
 
 class Connections:
-    """Open connections by user. `held` counts one for as long as it is open."""
+    """Open connections by user. `held` counts one for as long as it is open.
+
+    One that names its `principal` is closed by `close` when that is refused: logged out, disabled, demoted (security §10).
+    """
 
     def __init__(self, bus: Bus, gateway_id: str, clock: Clock) -> None:
         self._bus = bus
         self._gateway_id = gateway_id
         self._clock = clock
         self._counts: Counter[int] = Counter()
+        self._closable: dict[object, tuple[Principal, Callable[[], None]]] = {}
 
     @asynccontextmanager
-    async def held(self, user_id: int) -> AsyncIterator[None]:
+    async def held(
+        self, user_id: int, principal: Principal | None = None, close: Callable[[], None] = lambda: None
+    ) -> AsyncIterator[None]:
         self._counts[user_id] += 1
-        if self._counts[user_id] == 1:
-            await self._tell(user_id)
+        place = object()
+        if principal is not None:
+            self._closable[place] = (principal, close)
         try:
+            if self._counts[user_id] == 1:
+                await self._tell(user_id)
             yield
         finally:
+            self._closable.pop(place, None)
             self._counts[user_id] -= 1
             if not self._counts[user_id]:
                 del self._counts[user_id]
                 await self._tell(user_id)
+
+    def close_if(self, is_refused: Callable[[Principal], bool]) -> None:
+        for principal, close in tuple(self._closable.values()):
+            if is_refused(principal):
+                close()
 
     async def _tell(self, user_id: int) -> None:
         users = {user_id: self._counts[user_id]}

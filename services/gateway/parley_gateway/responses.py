@@ -4,6 +4,7 @@ Both notice at once when the client leaves; what that means is `TurnStreams`' bu
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import aclosing
 from typing import Any
@@ -13,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
-from parley_contracts.errors import ParleyError, error_from
+from parley_contracts.errors import ParleyError, TokenRevoked, error_from
 from parley_contracts.parts import Text
 from parley_contracts.reader import Ended, Shown, Started, StreamEvent
 from parley_gateway.dialects.dialect import Dialect
@@ -29,6 +30,7 @@ SSE_HEADERS = (
 )
 
 
+_LAST_WRITE_S = 1.0
 # A field of the first event, not an event of its own: OpenAI's SDK would parse its empty data as JSON.
 _RETRY = b"retry: 1000\n"
 
@@ -45,12 +47,22 @@ class TurnResponse(Response):
         self._turn = turn
         self._dialect = dialect
         self._connections = connections
+        self._has_begun = False
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        revoked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        principal = scope.get("state", {}).get("principal")
         try:
-            async with self._connections.held(self._turn.user_id):
-                await unless_left(receive, self._stream(send))
+            async with self._connections.held(self._turn.user_id, principal, lambda: _resolve(revoked)):
+                await unless_left(receive, self._stream(send), revoked)
+        except TokenRevoked:
+            if not self._has_begun:
+                raise
+            # Cut without an end: who comes to resume is told why.
+            with contextlib.suppress(OSError):
+                async with asyncio.timeout(_LAST_WRITE_S):
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
         except (ClientLeft, OSError):
             pass
         finally:
@@ -64,8 +76,10 @@ class TurnResponse(Response):
             if not self._dialect.opens_at_once:
                 first = await _until_visible(batches)
                 if first and isinstance(first[-1], Ended) and first[-1].error is not None and not _shows(first):
+                    self._has_begun = True
                     await send_error(send, error_from(first[-1].error), self._dialect, self._turn.ticket.turn_id)
                     return
+            self._has_begun = True
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             opening = b"" if self._turn.seen else encoder.start()
             await _write(send, _RETRY + opening + (encoder.encode(first) if first else b""))
@@ -127,20 +141,28 @@ async def gathered(turn: LiveTurn, receive: Receive) -> tuple[Ended, list[msgspe
     return ended[0], logprobs
 
 
-async def unless_left(receive: Receive, work: Awaitable[None]) -> None:
-    """Do `work`, or give it up at once when the client leaves: ClientLeft."""
+async def unless_left(receive: Receive, work: Awaitable[None], revoked: asyncio.Future[None] | None = None) -> None:
+    """Do `work`, or give it up at once when the client leaves, ClientLeft, or its rights end, TokenRevoked."""
     working = asyncio.ensure_future(work)
     leaving = asyncio.create_task(_left(receive), name="client-left")
+    waiting = {working, leaving} if revoked is None else {working, leaving, revoked}
     try:
-        done, _ = await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if working in done:
             await working
+        elif leaving not in done:
+            raise TokenRevoked
         else:
             raise ClientLeft
     finally:
         for task in (working, leaving):
             task.cancel()
         await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 async def _left(receive: Receive) -> None:

@@ -1,4 +1,7 @@
-"""Gateway: the public API. Asks every service, says Generate for stateless turns, GatewayAlive and ConnectionsCounted."""
+"""Gateway: the public API. Asks every service, says Generate for stateless turns, GatewayAlive and ConnectionsCounted.
+
+Hears what auth revokes (FamilyRevoked, RightsChanged, ApiKeyRevoked, KeysChanged).
+"""
 
 import socket
 
@@ -12,6 +15,7 @@ from parley_gateway.authenticate import Authenticator
 from parley_gateway.edge import Edge
 from parley_gateway.model_configs import ModelConfigs
 from parley_gateway.presence import Connections
+from parley_gateway.revocations import RevocationList
 from parley_gateway.settings import GatewaySettings
 from parley_gateway.turn_stream import TurnStreams
 from parley_runtime.bus import Bus
@@ -64,13 +68,15 @@ class GatewayService(Service):
         clock = clock or SystemClock()
         gateway_id = new_id()
         connections = Connections(bus, gateway_id, clock)
+        revocations = RevocationList(bus, clock)
+        revocations.listeners.append(lambda: connections.close_if(lambda principal: revocations.refusal(principal) is not None))
         streams = TurnStreams(bus, gateway_id, clock, beat_s=settings.sse_heartbeat_interval_ms / 1000)
         self.edge = Edge(
             gateway_id=gateway_id,
             settings=settings,
             bus=bus,
             clock=clock,
-            authenticator=Authenticator(bus, clock),
+            authenticator=Authenticator(bus, clock, revocations),
             connections=connections,
             streams=streams,
             configs=ModelConfigs(bus, clock),
@@ -83,5 +89,5 @@ class GatewayService(Service):
             settings,
             owns=(streams,),
             serves=(self.http,),
-            loops=(streams.say_alive, connections.tell_all),
+            loops=(streams.say_alive, connections.tell_all, revocations.keep_learning),
         )

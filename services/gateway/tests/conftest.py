@@ -14,7 +14,7 @@ import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from parley_contracts import accounts, api_keys, model_configs, roles, sessions, settings, usage, users
+from parley_contracts import accounts, api_keys, model_configs, roles, sessions, settings, turns, usage, users
 from parley_contracts.accounts import AUDIENCE, ISSUER, GetJwks, Jwk, ListRevoked, Revocations
 from parley_gateway.service import GatewayService
 from parley_gateway.settings import GatewaySettings
@@ -30,6 +30,7 @@ _ASKED = (
     (sessions, "ListSessions GetSession"),
     (model_configs, "ListModelConfigs GetModelConfig"),
     (usage, "GetBudget"),
+    (turns, "GetTurn"),
 )
 
 

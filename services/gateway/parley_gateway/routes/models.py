@@ -21,6 +21,7 @@ from parley_contracts.prompts import (
     Tool,
     ToolChoice,
 )
+from parley_gateway.api_keys import check_model, may_name
 from parley_gateway.asking import Ask, ask_stateless
 from parley_gateway.dialects import DIALECTS
 from parley_gateway.dialects.openai import completion
@@ -228,6 +229,7 @@ def _part(part: PartBody, field: str) -> Content:
 @router.post("/chat/v1/chat/completions")
 async def complete(body: OpenAIBody, request: Request, caller: Caller, edge: TheEdge) -> Response:
     prompt = as_prompt(body.messages)
+    check_model(caller, body.model)
     ask = Ask(
         user_id=caller.user_id,
         dialect="openai",
@@ -258,10 +260,11 @@ def model_json(config: ModelConfig) -> dict[str, Any]:
 @router.get("/chat/v1/models")
 async def list_models(caller: Caller, edge: TheEdge) -> Response:
     configs = await edge.bus.ask(ListModelConfigs(user_id=caller.user_id))
-    return respond({"object": "list", "data": [model_json(config) for config in configs]})
+    return respond({"object": "list", "data": [model_json(config) for config in configs if may_name(caller, config.name)]})
 
 
 @router.get("/v1/models/{model:path}")
 @router.get("/chat/v1/models/{model:path}")
 async def get_model(model: str, caller: Caller, edge: TheEdge) -> Response:
+    check_model(caller, model)
     return respond(model_json(await edge.configs.get(caller.user_id, name=model)))
