@@ -144,7 +144,10 @@ def _targets(run: Run) -> list[str]:
     missed = [target.name for target, (_, is_kept) in zip(TARGETS, rows, strict=True) if is_kept is False]
     unknown = [target.name for target, (_, is_kept) in zip(TARGETS, rows, strict=True) if is_kept is None]
     lines = ["## Targets", "", "| target | bound | measured | |", "| --- | --- | --- | --- |", *(row for row, _ in rows), ""]
-    lines.append(f"**Missed:** {'; '.join(missed)}." if missed else "No target that was measured was missed.")
+    if missed:
+        lines.append(f"**Missed:** {'; '.join(missed)}.")
+    elif len(unknown) < len(TARGETS):
+        lines.append("No target that was measured was missed.")
     if unknown:
         lines.append(f"Not measured in this run: {'; '.join(unknown)}.")
     return [*lines, ""]
@@ -324,7 +327,7 @@ def _machine(run: Run) -> list[str]:
         f"- busiest the core of load and provider was {100 * max((s.load_core_busy for s in run.samples), default=0):.0f} %",
         _others(run),
     ]
-    lines += [f"- **missing: {name}**: {why}" for name, why in run.missing.items()]
+    lines += [f"- **missing: {name}**: {' '.join(why.split())}" for name, why in run.missing.items()]
     return [*lines, *(f"- {note}" for note in run.notes), ""]
 
 
