@@ -4,6 +4,7 @@ Either way the turn's live messages are subscribed to before anyone may say some
 `LiveTurn` that is entered already. An Idempotency-Key finds the turn it began (requirements 2.7.6).
 """
 
+import asyncio
 from contextlib import AsyncExitStack
 from datetime import timedelta
 
@@ -110,25 +111,23 @@ async def ask_stateless(edge: Edge, ask: Ask, prompt: tuple[PromptMessage, ...])
     ticket = Ticket(
         turn_id=turn_id, model=config.name, provider=config.provider, created_at=now, include_usage=ask.include_usage
     )
+    reserve = ReserveBudget(
+        turn_id=turn_id,
+        user_id=ask.user_id,
+        provider=config.provider,
+        model=config.name,
+        input_tokens=estimate_prompt_tokens(prompt),
+        max_output_tokens=max_output_tokens,
+        request_hash=ask.request_hash,
+        body_hash=ask.body_hash,
+    )
     async with AsyncExitStack() as stack:
-        live = await stack.enter_async_context(
-            LiveTurn(edge.streams, ticket, user_id=ask.user_id, is_stored=False, is_keyed=ask.request_hash is not None)
-        )
-        reservation = await edge.bus.ask(
-            ReserveBudget(
-                turn_id=turn_id,
-                user_id=ask.user_id,
-                provider=config.provider,
-                model=config.name,
-                input_tokens=estimate_prompt_tokens(prompt),
-                max_output_tokens=max_output_tokens,
-                request_hash=ask.request_hash,
-                body_hash=ask.body_hash,
-            )
-        )
+        live = LiveTurn(edge.streams, ticket, user_id=ask.user_id, is_stored=False, is_keyed=ask.request_hash is not None)
+        # Side by side: the subscription must stand before the command is sent, and so must the money.
+        _, reservation = await asyncio.gather(stack.enter_async_context(live), edge.bus.ask(reserve))
         if reservation.turn_id != turn_id:
-            live.has_ended = True  # nothing was begun under this id
             return await _join_stateless(edge, ask, msgspec.structs.replace(ticket, turn_id=reservation.turn_id))
+        live.is_begun = True
         try:
             await edge.bus.publish(
                 Generate(
@@ -151,7 +150,7 @@ async def ask_stateless(edge: Edge, ask: Ask, prompt: tuple[PromptMessage, ...])
         except (Overloaded, PayloadTooLarge):
             # Not stored for certain. Any other failure leaves that open: the turn is then stopped like one that nobody
             # holds, and its key stays taken until it has ended.
-            live.has_ended = True
+            live.is_begun = False
             await edge.bus.ask(ReleaseBudget(turn_id=turn_id, user_id=ask.user_id))
             raise
         live.is_new = True
@@ -162,6 +161,7 @@ async def ask_stateless(edge: Edge, ask: Ask, prompt: tuple[PromptMessage, ...])
 async def _join_stateless(edge: Edge, ask: Ask, ticket: Ticket) -> LiveTurn:
     """The turn that an equal key began: its log, or, after the log's hour, its result."""
     live = LiveTurn(edge.streams, ticket, user_id=ask.user_id, is_stored=False, is_keyed=True)
+    live.is_begun = True
     if not await edge.bus.turns.read(ticket.turn_id):
         result = await edge.bus.turns.find_result(ticket.turn_id)
         if result is not None:

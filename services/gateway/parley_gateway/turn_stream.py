@@ -29,6 +29,7 @@ _ASK_COMMITTED_S = (2.0, 5.0)
 _STOP_AGAIN_S = 0.25
 _KEYED_GRACE_S = 10.0
 _ADOPTED_S = 5.0
+_GIVE_UP_S = 900.0  # past every turn's deadline
 _LOG_READS = 64  # a restart with a thousand clients is a mass replay
 
 
@@ -45,6 +46,8 @@ class LiveTurn:
         self.seen: Position | None = None
         self.stored_turn: Turn | None = None
         """Set when the log is gone or was never needed: the whole answer is told from the store."""
+        self.is_begun = False
+        """The turn may run: whoever leaves it must see to its end. Not so while it was not commanded yet."""
         self.has_ended = False
         self._streams = streams
         self._is_keyed = is_keyed
@@ -163,7 +166,7 @@ class TurnStreams:
         if self._holders[turn_id] > 0:
             return
         del self._holders[turn_id]
-        if turn.is_stored or turn.has_ended:
+        if turn.is_stored or turn.has_ended or not turn.is_begun:
             self._adopted.discard(turn_id)
             return
         ending = asyncio.create_task(self._end(turn_id, _KEYED_GRACE_S if is_keyed else 0.0), name=f"end-{turn_id}")
@@ -197,7 +200,7 @@ class TurnStreams:
         """Stop a stateless turn that nobody holds: ask its router until it has ended; an unclaimed one, once it is claimed."""
         await self._clock.sleep(grace_s)
         try:
-            async with self.follower(turn_id) as follower:
+            async with asyncio.timeout(_GIVE_UP_S), self.follower(turn_id) as follower:
                 asking = asyncio.create_task(self._ask_to_stop(turn_id), name=f"stop-{turn_id}")
                 try:
                     async for batch in follower.batches():
@@ -208,6 +211,8 @@ class TurnStreams:
                 finally:
                     asking.cancel()
                     await asyncio.gather(asking, return_exceptions=True)
+        except TimeoutError:
+            log.warning("turn_never_ended", turn_id=turn_id)
         finally:
             if not self._holders.get(turn_id):
                 self._adopted.discard(turn_id)
