@@ -89,5 +89,5 @@ class GatewayService(Service):
             settings,
             owns=(streams,),
             serves=(self.http,),
-            loops=(streams.say_alive, connections.tell_all, revocations.keep_learning),
+            loops=(streams.say_alive, connections.tell_all, connections.tell_gone, revocations.keep_learning),
         )
