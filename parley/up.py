@@ -121,7 +121,7 @@ class Installation:
         self._fill(addresses)
         ports = self._ports()
         self._children = Children(self.data_dir / "logs", self._servers.run_file, self._services, dict(os.environ), self._say)
-        simulator = await self._start_simulator()
+        await self._start_simulator()
         await importing
         await self._prepare()
         if self._options.split:
@@ -131,7 +131,7 @@ class Installation:
             self._inside = Inside(self._services, self._say)
             await self._inside.start([(name, service, ports[name]) for name, service in self._names()])
         self._services.open()
-        self._greet(simulator)
+        self._greet()
 
     async def stop(self) -> None:
         """Gateways first, so that nobody new comes in; servers last. Also after half a start, and never for long."""
@@ -199,10 +199,10 @@ class Installation:
 
     # --- parts ----------------------------------------------------------------------------------------------------------
 
-    async def _start_simulator(self) -> bool:
+    async def _start_simulator(self) -> None:
         """As a child, unless SIMULATOR_URL names another."""
         if value_of("SIMULATOR_URL") or self._children is None:
-            return False
+            return
         run_file = self._servers.run_file
         last = run_file.port("simulator")
         port = last if last and is_free(last) else free_port(but=run_file.all_ports())
@@ -215,7 +215,6 @@ class Installation:
         await self._children.start([plan])
         os.environ["SIMULATOR_URL"] = self._filled["SIMULATOR_URL"] = f"http://127.0.0.1:{port}/v1"
         self._children.env = dict(os.environ)
-        return True
 
     async def _prepare(self) -> None:
         from parley.migrate import migrate_all
@@ -261,14 +260,15 @@ class Installation:
     def _say(self, line: str) -> None:
         print(f"parley: {line}", file=sys.stderr, flush=True)
 
-    def _greet(self, simulator: bool) -> None:  # noqa: FBT001 - private, and named where it is called
+    def _greet(self) -> None:
         gateways = [replica.port for name, replica in self._services.replicas.items() if name.startswith("gateway")]
         print(
             greeting(
                 ports=[port for port in gateways if port],
                 data_dir=self.data_dir,
                 is_split=self._options.split,
-                is_simulated=simulator,
+                is_simulated=not (value_of("OPENAI_BASE_URL") or value_of("OPENAI_API_KEY")),
+                models=_models(),
                 replicas=self._services.replicas if self._options.verbose else {},
             ),
             flush=True,
@@ -293,3 +293,12 @@ def _import_all(*, split: bool) -> None:
     for part in SERVICES.values():
         if not split or part.package != "parley_gateway":  # it has no schema
             _ = part.service_class
+
+
+def _models() -> str:
+    """What one can ask, for the greeting; the llm-router has the last word."""
+    if value_of("OPENAI_BASE_URL"):
+        return f"{value_of('OPENAI_MODELS')} from {value_of('OPENAI_BASE_URL')}; simulator"
+    if value_of("OPENAI_API_KEY"):
+        return f"{value_of('OPENAI_MODELS') or 'those of OpenAI'}; simulator"
+    return "a simulated one, which says so; set OPENAI_API_KEY or OPENAI_BASE_URL for a real one"
