@@ -13,7 +13,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from parley_contracts.errors import ParleyError, TokenExpired, Unauthenticated
-from parley_runtime.access_tokens import key_id_of, verify_access_token
+from parley_contracts.roles import Limits
+from parley_runtime.access_tokens import key_id_of, verify_access_token, verify_stream_token
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 OURS = Ed25519PrivateKey.generate()
@@ -118,11 +119,56 @@ def test_a_good_token_becomes_the_principal_it_speaks_for() -> None:
     assert (principal.user_id, principal.role, principal.permissions) == (7, "USER", ("models:create",))
     assert principal.family == "f1"
     assert principal.expires_at == NOW + timedelta(seconds=900)
+    assert (principal.token_id, principal.issued_at) == ("j1", NOW)
+    assert (principal.key_id, principal.scopes, principal.models) == (None, (), None)
     assert not principal.is_admin
 
 
 def test_unknown_claims_are_left_alone_so_that_tokens_can_grow() -> None:
-    assert verify_access_token(signed(claims(limits={"modelConfigs": 20})), KEYS, NOW).user_id == 7
+    assert verify_access_token(signed(claims(mood="cheerful", limits={"mood": 1})), KEYS, NOW).user_id == 7
+
+
+def test_limits_are_those_the_token_names_and_an_older_token_names_none() -> None:
+    said = {"modelConfigs": 20, "turnsPerMinute": None}
+    assert verify_access_token(signed(claims(limits=said)), KEYS, NOW).limits == Limits(model_configs=20)
+    assert verify_access_token(signed(claims()), KEYS, NOW).limits == Limits()
+
+
+SESSION = "01jgabcdefghjkmnpqrstvwxyz"
+
+
+def stream(**changes: Any) -> str:
+    return signed(claims(typ="stream", exp=int(NOW.timestamp()) + 300, **changes))
+
+
+def test_a_stream_token_opens_its_session_for_its_user() -> None:
+    grant = verify_stream_token(stream(ses=SESSION), KEYS, NOW)
+    assert (grant.principal.user_id, grant.principal.family, grant.session_id) == (7, "f1", SESSION)
+    assert verify_stream_token(stream(), KEYS, NOW).session_id is None
+
+
+def test_a_stream_token_is_no_access_token_and_an_access_token_is_no_stream_token() -> None:
+    with pytest.raises(Unauthenticated):
+        verify_access_token(stream(), KEYS, NOW)
+    with pytest.raises(Unauthenticated):
+        verify_stream_token(signed(claims()), KEYS, NOW)
+
+
+@pytest.mark.parametrize("session", ["*", "", 7, "a.b", SESSION.upper()])
+def test_a_stream_token_for_what_is_no_session_opens_nothing(session: Any) -> None:
+    with pytest.raises(Unauthenticated):
+        verify_stream_token(stream(ses=session), KEYS, NOW)
+
+
+def test_a_stream_token_expires_after_300_seconds() -> None:
+    with pytest.raises(TokenExpired):
+        verify_stream_token(stream(), KEYS, NOW + timedelta(seconds=330))
+
+
+@pytest.mark.parametrize("token", [token for name, token in FORGED.items() if name != "stream_token"])
+def test_a_forged_token_opens_no_stream(token: str) -> None:
+    with pytest.raises(Unauthenticated):
+        verify_stream_token(token, KEYS, NOW)
 
 
 def test_a_token_says_which_key_it_wants_before_it_is_verified() -> None:
