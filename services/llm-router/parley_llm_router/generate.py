@@ -102,9 +102,9 @@ class Generation:
     async def run(self) -> TurnFinal:
         """The final that stands. Raises Fenced, HandedOver, ControlLost."""
         attaching = asyncio.ensure_future(self._attach())
+        attaching.add_done_callback(self._attached_or_cut_off)
         try:
             await self._claim()
-            await attaching
             return await self._ended()
         except Fenced:
             FENCED.inc()
@@ -137,6 +137,11 @@ class Generation:
                 self._attached.append(attached)
         if lost is not None:
             raise ControlLost from lost  # cut off from the bus, in its words
+
+    def _attached_or_cut_off(self, attaching: asyncio.Future[None]) -> None:
+        # The provider is not kept waiting for the subscriptions. Without them nobody could stop this run: another takes it.
+        if not attaching.cancelled() and attaching.exception() is not None:
+            self.interrupt(Interruption.LEAVING)
 
     async def _detach(self, attaching: asyncio.Future[None]) -> None:
         await asyncio.gather(attaching, return_exceptions=True)
