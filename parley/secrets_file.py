@@ -5,6 +5,7 @@ and would be lost with the data directory that seals what it sealed.
 """
 
 import base64
+import contextlib
 import os
 import secrets
 from collections.abc import Callable, Mapping
@@ -42,10 +43,16 @@ def missing_secrets(data_dir: Path, given: Mapping[str, str], *, is_production: 
     if is_production:
         raise SecretsMissing(missing)
     path = data_dir / FILE
-    known = _read(path)
-    if new := {name: MAKERS[name]() for name in missing if not known.get(name)}:
-        known |= new
-        _write(path, known)
+    try:
+        known = _read(path)
+        if not all(known.get(name) for name in missing):
+            _write(path, {name: known.get(name) or make() for name, make in MAKERS.items()}, is_new=not known)
+            known = _read(path)  # another launcher may have been quicker
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartFailed(
+            f"the secrets in {path} cannot be used: {error}. Make {data_dir} a folder this user may write to, or set "
+            f"{' and '.join(missing)}."
+        ) from None
     return {name: known[name] for name in missing}
 
 
@@ -56,19 +63,22 @@ def _read(path: Path) -> dict[str, str]:
         lines = path.read_text().splitlines()
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise StartFailed(f"{path} cannot be read ({error}): put back a copy, or move it away with the data.") from None
     return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
 
 
-def _write(path: Path, values: Mapping[str, str]) -> None:
+def _write(path: Path, values: Mapping[str, str], *, is_new: bool) -> None:
     lines = ["# Made by `parley up`. Keep it with the data: SEAL_KEYS opens the provider keys stored there."]
     lines += [f"{name}={value}" for name, value in values.items()]
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    new = path.with_suffix(".new")
+    new = path.with_suffix(f".{secrets.token_hex(4)}")
     new.unlink(missing_ok=True)
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123 - Path.open takes no mode
         file.write("\n".join(lines) + "\n")
         file.flush()
         os.fsync(file.fileno())  # a key that a power failure took leaves sealed what it sealed
-    new.replace(path)
+    if is_new:
+        with contextlib.suppress(FileExistsError):  # two first starts at once agree on the file that is there
+            path.hardlink_to(new)
+        new.unlink()
+    else:
+        new.replace(path)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -216,7 +217,7 @@ def test_a_taken_port_is_one_line_with_the_way_out(tmp_path: Path, taken_port: i
         ({"DATABASE_URL": "postgresql://me:hidden-word@127.0.0.1:1/x"}, 1, ["database 127.0.0.1:1/x", "DATABASE_URL"]),
         ({"DATABASE_URL": "nonsense"}, 1, ["DATABASE_URL"]),
         ({"NATS_URL": "nats://127.0.0.1:port"}, 2, ["NATS_URL=nats://127.0.0.1:port"]),
-        ({"PARLEY_DATA_DIR": "/dev/null/x"}, 1, ["/dev/null/x"]),
+        ({"PARLEY_DATA_DIR": "/dev/null/x"}, 1, ["/dev/null/x", "may write to"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
@@ -247,6 +248,13 @@ def test_the_secrets_of_an_installation_are_its_owners_alone(tmp_path: Path) -> 
     assert missing_secrets(tmp_path / "a", {"JWT_SECRET": "mine"}, is_production=False) == {"SEAL_KEYS": first["SEAL_KEYS"]}
     assert missing_secrets(tmp_path / "c", dict.fromkeys(MAKERS, "mine"), is_production=True) == {}
     assert not (tmp_path / "c").exists()
+
+
+def test_two_first_starts_at_once_agree_on_the_secrets(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: missing_secrets(tmp_path, {}, is_production=False), range(8)))
+    assert all(secrets == made[0] for secrets in made)
+    assert [file.name for file in tmp_path.iterdir()] == ["secrets.env"]
 
 
 def test_one_secret_given_leaves_the_other_to_be_made(tmp_path: Path) -> None:
