@@ -10,7 +10,20 @@ from parley_contracts.errors import ParleyError
 from parley_gateway.edge import Edge
 from parley_gateway.failures import FailureMiddleware, as_parley_error, is_openai, render
 from parley_gateway.middleware import MIB, BodyLimitMiddleware, ContextMiddleware, PrefixMiddleware
-from parley_gateway.routes import accounts, activity, completions, health, models, sessions, turns, usage
+from parley_gateway.routes import (
+    accounts,
+    activity,
+    completions,
+    health,
+    keys,
+    models,
+    roles,
+    sessions,
+    settings,
+    turns,
+    usage,
+    users,
+)
 
 _ALLOWED_HEADERS = ["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Request-ID"]
 _EXPOSED_HEADERS = ["X-Request-ID", "X-Turn-Id", "Retry-After"]
@@ -24,7 +37,7 @@ def body_limit(path: str) -> int:
 def create_app(edge: Edge) -> FastAPI:
     app = FastAPI(title="Parley", summary="The self-hosted backend of an AI chat platform.", redirect_slashes=False)
     app.state.edge = edge
-    for routes in (health, accounts, sessions, turns, completions, models, usage, activity):
+    for routes in (health, accounts, sessions, turns, completions, models, usage, activity, keys, users, roles, settings):
         app.include_router(routes.router)
     for kind in (ParleyError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer)

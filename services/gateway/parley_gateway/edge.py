@@ -48,7 +48,12 @@ class ShareConvertor(IdConvertor):
     regex = "[A-Za-z0-9_-]{22,64}"
 
 
+class RoleConvertor(IdConvertor):
+    regex = "[A-Za-z][A-Za-z0-9_-]{0,31}"
+
+
 register_url_convertor("id", IdConvertor())
+register_url_convertor("role", RoleConvertor())
 register_url_convertor("share", ShareConvertor())
 
 MAX_DEPTH = 32
