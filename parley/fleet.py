@@ -103,9 +103,12 @@ class Children:
         """All at once; ready when this returns. Raises StartFailed: the last words of one that ended."""
         for plan in plans:
             self._launch(plan)
-        async with asyncio.TaskGroup() as group:
-            for plan in plans:
-                group.create_task(self._until_ready(plan))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for plan in plans:
+                    group.create_task(self._until_ready(plan))
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None  # one clear line: the first that failed
         for plan in plans:
             self._watching[plan.name] = asyncio.create_task(self._keep(plan), name=f"keep-{plan.name}")
 
