@@ -100,9 +100,10 @@ class Auth:
         keys = {self.issuer.signing_key.id: self.issuer.signing_key.private.public_key()}
         return verify_access_token(tokens.access_token, keys, self.clock.now())
 
-    async def rows(self, statement: str) -> list[Any]:
+    async def rows(self, statement: str, **values: Any) -> list[Any]:
         async with self.database.transaction() as tx:
-            return list(await tx.session.execute(text(statement)))
+            result: Any = await tx.session.execute(text(statement), values)
+            return list(result) if result.returns_rows else []
 
     async def value(self, statement: str) -> Any:
         return (await self.rows(statement))[0][0]

@@ -45,3 +45,9 @@ def test_no_error_and_no_print_shows_the_secret(make_settings: MakeSettings) -> 
         make_settings(jwt_secret=SAMPLES[0], node_env="production")
     assert SAMPLES[0] not in str(refusal.value)
     assert GOOD not in repr(make_settings(jwt_secret=GOOD))
+
+
+def test_a_sample_is_known_in_every_environment(make_settings: MakeSettings) -> None:
+    assert not make_settings(jwt_secret=GOOD).has_sample_secret
+    for secret in SAMPLES:
+        assert make_settings(jwt_secret=f"{GOOD},{secret}").has_sample_secret

@@ -12,7 +12,7 @@ from parley_auth.handlers.authority import role_of_actor
 from parley_auth.roles import ADMIN, BUILT_IN, PERMISSIONS, check_may_give
 from parley_auth.stores.revocations import RevocationStore
 from parley_auth.stores.roles import RoleStore
-from parley_auth.stores.users import UserStore, whole_second
+from parley_auth.stores.users import UserStore, next_second
 from parley_contracts.accounts import RightsChanged
 from parley_contracts.errors import InvalidTransition
 from parley_contracts.roles import Limits, ListRoles, PutRole, Role
@@ -48,7 +48,7 @@ class Roles:
         for touched in (role, old):
             if touched is not None:
                 check_may_give(giver, touched)
-        before = await store.put_role(role, whole_second(now))
+        before = await store.put_role(role, next_second(now))
         if old is not None and old != role:
             await RevocationStore(tx).say(RightsChanged(role=name, before=before), now)
         await record(tx, at=now, actor_id=command.actor_id, act="put_role", subject=f"role {name}", before=old, after=role)

@@ -3,10 +3,9 @@
 Instants are the caller's, so that a test can hold the clock.
 """
 
-import math
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, cast
 
 import msgspec
 from sqlalchemy import ColumnElement, Row, delete, func, insert, or_, select, update
@@ -172,15 +171,15 @@ class UserStore:
 
     async def renew_tokens(self, user_id: int, now: datetime) -> datetime:
         """From the instant returned on, tokens are new ones; two changes never give the same."""
-        next_one = func.coalesce(col(UserRow.tokens_valid_from) + timedelta(seconds=1), whole_second(now))
+        later = func.greatest(col(UserRow.tokens_valid_from) + timedelta(seconds=1), next_second(now))  # NULL is no rival
         statement = (
             update(UserRow)
             .where(col(UserRow.id) == user_id)
-            .values(tokens_valid_from=func.greatest(next_one, whole_second(now)))
+            .values(tokens_valid_from=later)
             .returning(col(UserRow.tokens_valid_from))
         )
         renewed: Any = (await self._session.execute(statement)).scalar_one()
-        return whole_second(renewed)
+        return cast("datetime", renewed)
 
     async def delete_user(self, user_id: int, now: datetime) -> None:
         await self._session.execute(delete(UserRow).where(col(UserRow.id) == user_id))
@@ -195,9 +194,9 @@ class UserStore:
         await self._session.execute(delete(DeletedUserRow).where(col(DeletedUserRow.deleted_at) < before))
 
 
-def whole_second(instant: datetime) -> datetime:
-    """The instant, or the next whole second: tokens count seconds."""
-    return datetime.fromtimestamp(math.ceil(instant.timestamp()), UTC)
+def next_second(instant: datetime) -> datetime:
+    """Tokens count whole seconds: those issued until `instant` are all dated before this."""
+    return instant.replace(microsecond=0) + timedelta(seconds=1)
 
 
 def user_of(row: Row[Any]) -> User:
