@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import tomllib
 from importlib import import_module
 
 from parley.services import SERVICES
@@ -85,3 +86,21 @@ def test_no_committed_file_names_a_package_registry() -> None:
     names = re.compile("pypi" + r"\.org|index" + r"-url|--" + r"index\b")
     locked = [path for path in files(".lock", ".toml", "Makefile", "run") if names.search(path.read_text())]
     assert [named(path) for path in locked] == []
+
+
+def test_everything_that_is_needed_is_locked() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    locked, for_development = pins("requirements.lock"), pins("requirements-dev.lock")
+    assert {bare(name) for name in project["project"]["dependencies"]} <= set(locked)
+    assert {bare(name) for name in project["dependency-groups"]["dev"]} <= set(for_development)
+    assert locked.items() <= for_development.items(), "development runs on what users run on"
+
+
+def pins(name: str) -> dict[str, str]:
+    """Package → version, markers included."""
+    found = re.findall(r"^([\w.-]+)(?:\[[^]]*])?==(.+?) \\$", (ROOT / name).read_text(), re.MULTILINE)
+    return {bare(package): version for package, version in found}
+
+
+def bare(requirement: str) -> str:
+    return re.split(r"[\[<>=!~; ]", requirement, maxsplit=1)[0].lower().replace("_", "-").replace(".", "-")
