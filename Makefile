@@ -1,13 +1,14 @@
-# Everything one does with Parley. Needs Python 3.11 or later and make; uses uv where it is on PATH, since it is faster.
+# Everything one does with Parley. Needs Python 3.11 or later and make; uv, which is faster than pip, is installed into the environment.
 
 PYTHON ?= python3
 T ?=
 B ?=
 VENV := .venv
 BIN := $(VENV)/bin
-UV := $(shell command -v uv 2>/dev/null)
-INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install -qq --disable-pip-version-check --no-input --no-compile)
-LOCKED := $(INSTALL) --no-deps --require-hashes -r
+UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
+# uv installs in seconds what takes pip a minute; where it cannot be had, pip does it.
+INSTALL = $(shell test -x $(UV) && echo $(UV) pip install --quiet --python $(BIN)/python || echo $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input)
+LOCKED = $(INSTALL) --no-deps --require-hashes -r
 MADE := $(VENV)/.made
 export UPDATE
 
@@ -51,10 +52,11 @@ clean:
 
 # --- the environment: a stamp for each part, so that what has not changed is not done again ---------------------------
 
-$(MADE)/venv:
+$(MADE)/venv: requirements-uv.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Parley needs Python 3.11 or later: make PYTHON=python3.12 …")'
 	@echo "making $(VENV)"
-	@$(if $(UV),test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV),$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV))
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@test -x $(UV) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --require-hashes -r requirements-uv.lock || echo "without uv: this takes longer"
 	@mkdir -p $(MADE) && touch $@
 
 $(MADE)/packages: requirements.lock $(MADE)/venv
