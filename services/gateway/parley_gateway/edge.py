@@ -1,7 +1,7 @@
 """What every route needs: the bus, who is asking, the body as it may be, and errors in the shape of the path's dialect."""
 
 import hashlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 from starlette.convertors import Convertor, register_url_convertor
+from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
 from parley_contracts.accounts import Principal
@@ -20,8 +21,10 @@ from parley_contracts.ids import is_id
 from parley_contracts.roles import Permission
 from parley_gateway.api_keys import scope_of
 from parley_gateway.authenticate import Authenticator, bearer
+from parley_gateway.limits import STARTS_TURNS, Limits, Slot
 from parley_gateway.model_configs import ModelConfigs
 from parley_gateway.presence import Connections
+from parley_gateway.responses import TurnResponse
 from parley_gateway.settings import GatewaySettings
 from parley_gateway.turn_stream import TurnStreams
 from parley_runtime.bus import Bus
@@ -71,6 +74,7 @@ class Edge:
     authenticator: Authenticator
     connections: Connections
     streams: TurnStreams
+    limits: Limits
     configs: ModelConfigs
     readiness: Callable[[], Service]
 
@@ -125,16 +129,45 @@ def _children(value: Any) -> list[Any]:
 
 
 class OpenRoute(APIRoute):
-    """A route for anyone."""
+    """A route for anyone, as often as an address may ask."""
 
     @override
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
         async def strictly(request: Request) -> Response:
-            return await handle(EdgeRequest(request.scope, request.receive))
+            edge: Edge = request.app.state.edge
+            strict = EdgeRequest(request.scope, request.receive)
+            await self.admit(edge.limits, strict)
+            return await handle(strict)
 
         return strictly
+
+    async def admit(self, limits: Limits, request: EdgeRequest) -> None:
+        await limits.admit_anyone(request.state.client_ip)
+
+
+class ProbeRoute(OpenRoute):
+    """A route that a supervisor asks again and again."""
+
+    @override
+    async def admit(self, limits: Limits, request: EdgeRequest) -> None:
+        pass
+
+
+class LoginRoute(OpenRoute):
+    """A route where passwords and refresh tokens are tried: limited by address, and by the account that is named."""
+
+    @override
+    async def admit(self, limits: Limits, request: EdgeRequest) -> None:
+        account = request.headers.get("authorization")
+        try:
+            body = await request.json()
+        except (InvalidJson, UnsupportedMediaType):
+            body = None  # told by the route, after it was counted
+        if isinstance(body, dict) and isinstance(body.get("email"), str):
+            account = body["email"]
+        await limits.admit_login(request.state.client_ip, account)
 
 
 class UserRoute(APIRoute):
@@ -144,6 +177,7 @@ class UserRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
         scope = scope_of(self.path)
+        starts_turn = self.path in STARTS_TURNS and "POST" in (self.methods or ())
 
         async def authenticated(request: Request) -> Response:
             edge: Edge = request.app.state.edge
@@ -152,9 +186,47 @@ class UserRoute(APIRoute):
                 raise Forbidden
             request.state.principal = principal
             with bound(user_id=principal.user_id):
-                return await handle(EdgeRequest(request.scope, request.receive))
+                admission = await edge.limits.admit_user(principal, starts_turn=starts_turn)
+                if admission.slot is None:
+                    return await handle(EdgeRequest(request.scope, request.receive))
+                request.state.headers.update(admission.headers)
+                return await _in_slot(edge.limits, admission.slot, handle(EdgeRequest(request.scope, request.receive)))
 
         return authenticated
+
+
+async def _in_slot(limits: Limits, slot: Slot, answering: Awaitable[Response]) -> Response:
+    """Hold a place among the user's running turns for as long as the turn of this answer runs."""
+    try:
+        response = await answering
+    except BaseException:
+        limits.release(slot)
+        raise
+    if isinstance(response, TurnResponse):
+        return SlotResponse(response, limits, slot)
+    limits.release(slot)
+    return response
+
+
+class SlotResponse(Response):
+    """A streamed turn in its slot. A stored turn keeps it when the client leaves, since it runs on."""
+
+    def __init__(self, inner: TurnResponse, limits: Limits, slot: Slot) -> None:
+        super().__init__()
+        self._inner = inner
+        self._limits = limits
+        self._slot = slot
+
+    @override
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._inner(scope, receive, send)
+        finally:
+            turn = self._inner.turn
+            if turn.is_stored and not turn.has_ended:
+                self._limits.leave(self._slot, turn.ticket.turn_id)
+            else:
+                self._limits.release(self._slot)
 
 
 _SCHEME = HTTPBearer(auto_error=False, description="An access token from /user/login.")

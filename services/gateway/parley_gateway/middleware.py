@@ -43,7 +43,9 @@ class ContextMiddleware:
         request_id = given if _REQUEST_ID.match(given) else secrets.token_hex(12)
         traceparent = headers.get("traceparent", "")
         context, trace_id = begin_trace(traceparent if _TRACEPARENT.match(traceparent) else None)
-        scope.setdefault("state", {})["request_id"] = request_id
+        client_ip = self._client_ip(scope, headers)
+        state = scope.setdefault("state", {})
+        state |= {"request_id": request_id, "client_ip": client_ip, "headers": {}}
         began = perf_counter()
 
         async def send_with_id(message: Message) -> None:
@@ -51,6 +53,8 @@ class ContextMiddleware:
                 answer = MutableHeaders(scope=message)
                 answer["x-request-id"] = request_id
                 answer["x-content-type-options"] = "nosniff"
+                for name, value in state["headers"].items():
+                    answer[name] = value
                 self._observe(scope, int(message["status"]), perf_counter() - began)
             await send(message)
 
@@ -58,7 +62,7 @@ class ContextMiddleware:
             context,
             request_id=request_id,
             trace_id=trace_id,
-            client_ip=self._client_ip(scope, headers),
+            client_ip=client_ip,
             method=scope["method"],
             path=scope["path"][:200],
         ):

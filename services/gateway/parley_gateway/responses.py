@@ -49,6 +49,10 @@ class TurnResponse(Response):
         self._connections = connections
         self._has_begun = False
 
+    @property
+    def turn(self) -> LiveTurn:
+        return self._turn
+
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         revoked: asyncio.Future[None] = asyncio.get_running_loop().create_future()

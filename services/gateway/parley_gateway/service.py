@@ -13,6 +13,7 @@ from parley_contracts.ids import new_id
 from parley_gateway.app import create_app
 from parley_gateway.authenticate import Authenticator
 from parley_gateway.edge import Edge
+from parley_gateway.limits import Limits
 from parley_gateway.model_configs import ModelConfigs
 from parley_gateway.presence import Connections
 from parley_gateway.revocations import RevocationList
@@ -71,6 +72,7 @@ class GatewayService(Service):
         revocations = RevocationList(bus, clock)
         revocations.listeners.append(lambda: connections.close_if(lambda principal: revocations.refusal(principal) is not None))
         streams = TurnStreams(bus, gateway_id, clock, beat_s=settings.sse_heartbeat_interval_ms / 1000)
+        limits = Limits(settings, bus, clock)
         self.edge = Edge(
             gateway_id=gateway_id,
             settings=settings,
@@ -79,6 +81,7 @@ class GatewayService(Service):
             authenticator=Authenticator(bus, clock, revocations),
             connections=connections,
             streams=streams,
+            limits=limits,
             configs=ModelConfigs(bus, clock),
             readiness=lambda: self,
         )
@@ -87,7 +90,14 @@ class GatewayService(Service):
             "gateway",
             bus,
             settings,
-            owns=(streams,),
+            owns=(streams, limits),
             serves=(self.http,),
-            loops=(streams.say_alive, connections.tell_all, connections.tell_gone, revocations.keep_learning),
+            loops=(
+                streams.say_alive,
+                connections.tell_all,
+                connections.tell_gone,
+                revocations.keep_learning,
+                limits.keep_released,
+                limits.keep_looking,
+            ),
         )

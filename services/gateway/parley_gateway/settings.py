@@ -20,6 +20,15 @@ class GatewaySettings(Settings):
     max_streams: int = Field(default=2_000, ge=1, description="Answers streamed at once by one gateway; more is 503.")
     max_output_tokens: int = Field(default=32_000, ge=1, description="The most `max_tokens` a request may ask for.")
     provider_timeout_ms: int = Field(default=300_000, ge=1_000, description="The most one answer may take at the provider.")
+    rate_requests_per_min: int = Field(default=600, ge=1, description="Requests a user may make in a minute, by role or this.")
+    rate_anonymous_per_min: int = Field(
+        default=60, ge=1, description="Requests without a token an address may make in a minute."
+    )
+    rate_login_per_min: int = Field(
+        default=10, ge=1, description="Registrations, logins and refreshes of an address in a minute; of an account ten times."
+    )
+    rate_turns_per_min: int = Field(default=60, ge=1, description="Turns a user may start in a minute, by role or this.")
+    max_running_turns: int = Field(default=10, ge=1, description="Turns of a user that may run at once, by role or this.")
 
     @property
     def origins(self) -> tuple[str, ...]:

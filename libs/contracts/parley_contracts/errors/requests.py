@@ -60,9 +60,17 @@ class UnsupportedMediaType(ParleyError):
 
 
 class RateLimited(ParleyError):
-    """Too many requests. Wait {retry_after_s} seconds."""
+    """Too many requests. Wait {seconds} seconds."""
 
     code = "rate_limited"
+    status = 429
+    retryable = True
+
+
+class TooManyTurns(ParleyError):
+    """{most} of your turns run already. Wait until one has ended, or stop one."""
+
+    code = "too_many_turns"
     status = 429
     retryable = True
 

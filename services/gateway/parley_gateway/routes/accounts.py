@@ -25,11 +25,12 @@ from parley_contracts.accounts import (
     User,
 )
 from parley_gateway.authenticate import ACCESS_COOKIE, bearer
-from parley_gateway.edge import Caller, CamelBody, OpenRoute, SnakeBody, TheEdge, UserRoute, no_nul
+from parley_gateway.edge import Caller, CamelBody, LoginRoute, OpenRoute, SnakeBody, TheEdge, UserRoute, no_nul
 from parley_gateway.formats import instant
 from parley_gateway.responses import json_response
 
 open_router = APIRouter(route_class=OpenRoute)
+login_router = APIRouter(route_class=LoginRoute)
 user_router = APIRouter(route_class=UserRoute)
 
 HASHING_S = 15.0
@@ -138,26 +139,26 @@ def with_cookie(response: Response, request: Request, tokens: Tokens) -> Respons
 # --- S2 -------------------------------------------------------------------------------------------------------------
 
 
-@open_router.post("/user/register", status_code=201)
+@login_router.post("/user/register", status_code=201)
 async def register(body: RegisterBody, request: Request, edge: TheEdge) -> Response:
     command = Register(email=body.email, username=no_nul(body.username, "username"), password=body.password)
     tokens = await edge.bus.ask(command, timeout_s=HASHING_S)
     return with_cookie(json_response(tokens_json(tokens), status=201), request, tokens)
 
 
-@open_router.post("/user/login")
+@login_router.post("/user/login")
 async def log_in(body: LogInBody, request: Request, edge: TheEdge) -> Response:
     tokens = await edge.bus.ask(LogIn(email=body.email, password=body.password), timeout_s=HASHING_S)
     return with_cookie(json_response(tokens_json(tokens)), request, tokens)
 
 
-@open_router.post("/user/refresh")
+@login_router.post("/user/refresh")
 async def refresh(request: Request, edge: TheEdge) -> Response:
     tokens = await edge.bus.ask(RefreshTokens(refresh_token=bearer(request.headers.get("authorization"))))
     return with_cookie(json_response(tokens_json(tokens)), request, tokens)
 
 
-@open_router.post("/user/me/password")
+@login_router.post("/user/me/password")
 async def change_password(body: NewPasswordBody, request: Request, edge: TheEdge) -> Response:
     """By refresh token, as S2 has it."""
     command = ChangePassword(
@@ -196,7 +197,7 @@ async def change_email(body: EmailBody, caller: Caller, edge: TheEdge) -> Respon
 # --- S3 -------------------------------------------------------------------------------------------------------------
 
 
-@open_router.post("/api/auth/register", status_code=201)
+@login_router.post("/api/auth/register", status_code=201)
 async def register_api(body: RegisterApiBody, request: Request, edge: TheEdge) -> Response:
     username = None if body.username is None else no_nul(body.username, "username")
     command = Register(email=body.email, username=username, password=body.password, is_long_lived=True)
@@ -204,7 +205,7 @@ async def register_api(body: RegisterApiBody, request: Request, edge: TheEdge) -
     return with_cookie(envelope(auth_json(tokens), status=201), request, tokens)
 
 
-@open_router.post("/api/auth/login")
+@login_router.post("/api/auth/login")
 async def log_in_api(body: LogInApiBody, request: Request, edge: TheEdge) -> Response:
     command = LogIn(email=body.email, password=body.password, is_long_lived=True)
     tokens = await edge.bus.ask(command, timeout_s=HASHING_S)
@@ -236,4 +237,5 @@ async def public_keys(edge: TheEdge) -> Response:
 
 router = APIRouter(tags=["accounts"])
 router.include_router(open_router)
+router.include_router(login_router)
 router.include_router(user_router)

@@ -3,10 +3,10 @@
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from parley_gateway.edge import OpenRoute, TheEdge
+from parley_gateway.edge import ProbeRoute, TheEdge
 from parley_gateway.responses import json_response
 
-router = APIRouter(tags=["health"], route_class=OpenRoute)
+router = APIRouter(tags=["health"], route_class=ProbeRoute)
 
 
 @router.get("/healthz")

@@ -1,0 +1,92 @@
+"""Limits through the public API, on a small installation that allows little."""
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest_asyncio
+
+from tests.e2e.harness import PASSWORD, Person, RunningParley, eventually
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def strict() -> AsyncIterator[RunningParley]:
+    folder = Path(tempfile.mkdtemp(prefix="parley-limits-"))
+    running = await RunningParley.start(
+        folder, RATE_REQUESTS_PER_MIN="40", RATE_LOGIN_PER_MIN="10", RATE_TURNS_PER_MIN="6", MAX_RUNNING_TURNS="2"
+    )
+    yield running
+    await running.stop()
+    shutil.rmtree(folder)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def user(strict: RunningParley) -> AsyncIterator[Person]:
+    someone = await strict.register()
+    yield someone
+    await someone.close()
+
+
+def question(text: str, **fields: object) -> dict[str, object]:
+    return {"model": "simulator", "messages": [{"role": "user", "content": text}], **fields}
+
+
+def limited(answer: httpx.Response, code: str = "rate_limited") -> None:
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"] if isinstance(error, dict) else answer.json()["code"]) == (429, code), answer.text
+    assert 1 <= int(answer.headers["retry-after"]) <= 60
+
+
+async def test_a_user_over_their_requests_is_told_to_wait_and_others_are_not(strict: RunningParley, user: Person) -> None:
+    answers = [await user.client.get("/v1/models") for _ in range(45)]
+    assert 30 <= sum(answer.is_success for answer in answers) <= 42
+    limited(answers[-1])
+    other = await strict.register()
+    assert (await other.client.get("/v1/models")).status_code == 200
+    await other.close()
+
+
+async def test_turns_are_limited_and_every_answer_tells_what_is_left(user: Person) -> None:
+    answers = [await user.client.post("/v1/chat/completions", json=question("[sim tokens=1]")) for _ in range(8)]
+    assert [answer.status_code for answer in answers[:6]] == [200] * 6
+    assert [answer.headers["x-ratelimit-remaining"] for answer in answers[:6]] == ["5", "4", "3", "2", "1", "0"]
+    assert {answer.headers["x-ratelimit-limit"] for answer in answers[:6]} == {"6"}
+    assert all(1 <= int(answer.headers["x-ratelimit-reset"]) <= 60 for answer in answers[:6])
+    limited(answers[-1])
+
+
+async def test_two_turns_run_at_once_and_an_ended_one_makes_room(user: Person) -> None:
+    session = await user.session()
+    slow = question("[sim tokens=100 delay_ms=50]", stream=True)
+    async with (
+        user.asks(session, "[sim tokens=60 delay_ms=50]") as left,
+        user.client.stream("POST", "/v1/chat/completions", json=slow) as stateless,
+    ):
+        await left.reads_words(2)
+        assert stateless.status_code == 200
+        assert stateless.headers["x-ratelimit-limit"] == "6"
+        limited(await user.client.post("/v1/chat/completions", json=question("Hello")), "too_many_turns")
+    # Both clients have left: the stateless turn stops and makes room, the stored one runs on and holds its place.
+    await asyncio.sleep(0.5)
+    async with user.client.stream("POST", "/v1/chat/completions", json=slow) as again:
+        assert again.status_code == 200
+        limited(await user.client.post("/v1/chat/completions", json=question("Hello")), "too_many_turns")
+
+        async def there_is_room() -> bool:
+            return (await user.client.post("/v1/chat/completions", json=question("Hello"))).status_code == 200
+
+        await eventually(there_is_room, within_s=10, every_s=1)
+
+
+async def test_passwords_are_tried_ten_times_a_minute(strict: RunningParley, user: Person) -> None:
+    async with httpx.AsyncClient(base_url=strict.gateways[0], timeout=60, trust_env=False) as guesser:
+        bodies = [{"email": user.email, "password": f"guess {number} of many"} for number in range(11)]
+        answers = [await guesser.post(path, json=body) for body in bodies for path in ("/user/login",)]
+        limited(answers[-1])
+        limited(await guesser.post("/api/auth/login", json={"email": user.email, "password": PASSWORD}))
+        limited(await guesser.post("/user/refresh", headers={"Authorization": f"Bearer {user.tokens['refresh_token']}"}))
+        assert (await guesser.get("/healthz")).status_code == 200
+    assert (await user.client.get("/user/me")).status_code == 200
