@@ -157,3 +157,20 @@ async def test_the_time_of_a_refusal_does_not_tell_who_has_an_account(make_auth:
             seconds.append(time.perf_counter() - began)
     known, unknown = (statistics.median(seconds) for seconds in took.values())
     assert abs(known - unknown) / max(known, unknown) < 0.1, f"known {known * 1000:.2f} ms, unknown {unknown * 1000:.2f} ms"
+
+
+async def test_who_is_disabled_while_their_password_is_verified_is_not_logged_in(
+    auth: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await auth.register()
+    real = auth.passwords.verify
+
+    async def slowly(password: str, stored: str | None) -> Any:
+        verified = await real(password, stored)
+        await auth.rows("UPDATE auth.users SET status = 'disabled'")
+        return verified
+
+    monkeypatch.setattr(auth.passwords, "verify", slowly)
+    with pytest.raises(InvalidCredentials):
+        await auth.log_in()
+    assert await auth.value("SELECT count(*) FROM auth.refresh_tokens") == 1  # the registration's

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from parley_auth.roles import PERMISSIONS
 from parley_contracts.accounts import RightsChanged, User, UserDeleted
 from parley_contracts.api_keys import CreateApiKey
 from parley_contracts.errors import (
@@ -244,6 +245,20 @@ async def test_who_manages_users_makes_no_administrator_and_touches_none(auth: A
         with pytest.raises(Forbidden):
             await create(auth, "new@example.org", actor_id=USER_ID, role=role)
     for attempt in (update(auth, ADMIN_ID, actor_id=USER_ID, password="battery staple 2"), delete(auth, 1, actor_id=USER_ID)):
+        with pytest.raises(Forbidden):
+            await attempt
+
+
+async def test_whoever_has_every_permission_is_no_administrator_yet_and_makes_none(auth: Any) -> None:
+    await both(auth)
+    every = PutRole(actor_id=ADMIN_ID, name="ALMOST", permissions=PERMISSIONS, limits=Limits())
+    await auth.tell(auth.roles.put_role, every)
+    await update(auth, role="ALMOST")
+    for attempt in (
+        update(auth, actor_id=USER_ID, role="ADMIN"),
+        create(auth, actor_id=USER_ID, role="ADMIN"),
+        update(auth, ADMIN_ID, actor_id=USER_ID, password="battery staple 2"),
+    ):
         with pytest.raises(Forbidden):
             await attempt
 
