@@ -60,7 +60,7 @@ class LlmRouterService(Service):
             tasks=Tasks(),
         )
         gateways = Gateways(clock.monotonic)
-        turns = Turns(means, registry, gateways, drain_s=min(settings.drain_s, settings.provider_timeout_ms / 1000))
+        turns = Turns(means, registry, gateways, drain_s=min(settings.llm_router_drain_s, settings.provider_timeout_ms / 1000))
         handlers = Handlers(
             registry=registry,
             fingerprints=Fingerprints(seal_keys),

@@ -43,7 +43,9 @@ class LlmRouterSettings(Settings):
     retry_after_5xx_s: float = Field(
         default=2.0, ge=0, description="Pause after a failed call, before the model is called once more."
     )
-    drain_s: float = Field(default=300.0, ge=0, description="An llm-router that stops lets its running turns go on this long.")
+    llm_router_drain_s: float = Field(
+        default=300.0, ge=0, description="An llm-router that stops lets its running turns go on this long."
+    )
 
     @model_validator(mode="after")
     def _has_seal_keys(self) -> Self:

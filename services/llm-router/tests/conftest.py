@@ -64,7 +64,7 @@ class House:
             "node_env": "test",
             "retry_after_429_s": 0.05,
             "retry_after_5xx_s": 0.02,
-            "drain_s": 0.1,
+            "llm_router_drain_s": 0.1,
         }
         return LlmRouterSettings(_env_file=None, **{**usual, **changes})
 

@@ -23,7 +23,7 @@ async def gateway(nats_url: str, make_house: Make) -> AsyncIterator[NatsBus]:
     """A gateway's bus; a router listens on another."""
     await provision(nats_url)
     house = await make_house()
-    router = LlmRouterService(house.settings(drain_s=0.1), NatsBus("llm_router", url=nats_url, drain_s=1))
+    router = LlmRouterService(house.settings(llm_router_drain_s=0.1), NatsBus("llm_router", url=nats_url, drain_s=1))
     gateway = NatsBus("gateway", url=nats_url)
     await router.start()
     await gateway.start()

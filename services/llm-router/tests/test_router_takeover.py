@@ -271,7 +271,7 @@ async def test_a_full_results_stream_keeps_the_command_until_the_result_is_store
 
 async def test_a_router_that_stops_lets_its_turns_end(make_house: Make) -> None:
     house = await make_house()
-    service = await house.router(drain_s=10)
+    service = await house.router(llm_router_drain_s=10)
     command = await house.say(house.command("tokens=20 delay_ms=20"))
     await house.hears(command, 2)
     await service.stop()
@@ -281,7 +281,7 @@ async def test_a_router_that_stops_lets_its_turns_end(make_house: Make) -> None:
 
 async def test_a_router_that_stops_hands_over_what_takes_too_long(make_house: Make) -> None:
     house = await make_house()
-    service = await house.router(drain_s=0.1)
+    service = await house.router(llm_router_drain_s=0.1)
     command = await house.say(house.command("tokens=50 delay_ms=20"))
     await house.hears(command, 2)
     await house.router()
