@@ -11,11 +11,11 @@ import time
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from parley_contracts.accounts import GetJwks, Jwk, KeysChanged, Principal
+from parley_contracts.accounts import GetJwks, Jwk, KeysChanged, Principal, StreamGrant
 from parley_contracts.errors import ServiceUnavailable, TokenExpired, Unauthenticated
 from parley_gateway.api_keys import API_KEY_PREFIX, ApiKeys
 from parley_gateway.revocations import RevocationList
-from parley_runtime.access_tokens import key_id_of, verify_access_token
+from parley_runtime.access_tokens import key_id_of, verify_access_token, verify_stream_token
 from parley_runtime.bus import Bus
 from parley_runtime.clock import Clock
 
@@ -61,6 +61,15 @@ class Authenticator:
         if refusal is not None:
             raise refusal
         return known
+
+    async def stream_grant(self, token: str) -> StreamGrant:
+        """What a stream token opens. Raises as `principal` does."""
+        await self._learn(key_id_of(token))
+        grant = verify_stream_token(token, self._keys, now=self._clock.now())
+        refusal = self._revocations.refusal(grant.principal)
+        if refusal is not None:
+            raise refusal
+        return grant
 
     async def hear_keys(self, event: KeysChanged) -> None:
         """Auth started: what it no longer signs or verifies with opens nothing here either."""

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import msgspec
 from fastapi import Depends, Request, Response
@@ -16,11 +17,21 @@ from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
 from parley_contracts.accounts import Principal
-from parley_contracts.errors import Forbidden, InvalidJson, Problem, UnsupportedMediaType, ValidationFailed
+from parley_contracts.errors import (
+    Forbidden,
+    InvalidJson,
+    OriginRefused,
+    Problem,
+    TokenExpired,
+    TokenRevoked,
+    Unauthenticated,
+    UnsupportedMediaType,
+    ValidationFailed,
+)
 from parley_contracts.ids import is_id
 from parley_contracts.roles import Permission
 from parley_gateway.api_keys import scope_of
-from parley_gateway.authenticate import Authenticator, bearer
+from parley_gateway.authenticate import ACCESS_COOKIE, STREAM_COOKIE, Authenticator, bearer
 from parley_gateway.limits import STARTS_TURNS, Limits, Slot
 from parley_gateway.model_configs import ModelConfigs
 from parley_gateway.presence import Connections
@@ -181,7 +192,7 @@ class UserRoute(APIRoute):
 
         async def authenticated(request: Request) -> Response:
             edge: Edge = request.app.state.edge
-            principal = await edge.authenticator.principal(bearer(request.headers.get("authorization")))
+            principal = await self.identify(edge, request)
             if principal.key_id is not None and scope not in principal.scopes:
                 raise Forbidden
             request.state.principal = principal
@@ -193,6 +204,51 @@ class UserRoute(APIRoute):
                 return await _in_slot(edge.limits, admission.slot, handle(EdgeRequest(request.scope, request.receive)))
 
         return authenticated
+
+    async def identify(self, edge: Edge, request: Request) -> Principal:
+        return await edge.authenticator.principal(bearer(request.headers.get("authorization")))
+
+
+class EventSourceRoute(UserRoute):
+    """A route for browsers' EventSource, which sends no header: a stream token or a cookie will do (S4-22).
+
+    `request.state.grant` is what a stream token opens, None for other credentials; the route compares its session.
+    """
+
+    @override
+    async def identify(self, edge: Edge, request: Request) -> Principal:
+        request.state.grant = None
+        if request.headers.get("authorization") is not None:
+            return await super().identify(edge, request)
+        token = request.query_params.get("token")
+        if token is not None:
+            return await self._by_stream_token(edge, request, token)
+        cookies = [name for name in (ACCESS_COOKIE, STREAM_COOKIE) if request.cookies.get(name)]
+        if not cookies:
+            raise Unauthenticated
+        refuse_foreign_origin(request, edge.settings.origins)
+        try:
+            if cookies[0] == ACCESS_COOKIE:
+                return await edge.authenticator.principal(request.cookies[ACCESS_COOKIE])
+        except (Unauthenticated, TokenExpired, TokenRevoked):
+            if cookies[-1] != STREAM_COOKIE:
+                raise
+        return await self._by_stream_token(edge, request, request.cookies[STREAM_COOKIE])
+
+    @staticmethod
+    async def _by_stream_token(edge: Edge, request: Request, token: str) -> Principal:
+        request.state.grant = await edge.authenticator.stream_grant(token)
+        principal: Principal = request.state.grant.principal
+        return principal
+
+
+def refuse_foreign_origin(request: Request, allowed: tuple[str, ...]) -> None:
+    """A browser sends its cookies whoever asks: they count for our own pages and listed ones. Raises OriginRefused."""
+    origin = request.headers.get("origin")
+    if origin is None or origin in allowed:
+        return
+    if urlsplit(origin).netloc.lower() != request.headers.get("host", "").lower():
+        raise OriginRefused(origin=origin[:200])
 
 
 async def _in_slot(limits: Limits, slot: Slot, answering: Awaitable[Response]) -> Response:

@@ -17,6 +17,7 @@ from parley_contracts.accounts import (
     ChangeUsername,
     GetJwks,
     GetUser,
+    IssueStreamToken,
     LogIn,
     LogOut,
     RefreshTokens,
@@ -24,8 +25,9 @@ from parley_contracts.accounts import (
     Tokens,
     User,
 )
+from parley_contracts.sessions import GetSession
 from parley_gateway.authenticate import ACCESS_COOKIE, bearer
-from parley_gateway.edge import Caller, CamelBody, LoginRoute, OpenRoute, SnakeBody, TheEdge, UserRoute, no_nul
+from parley_gateway.edge import Caller, CamelBody, LoginRoute, OpenRoute, SnakeBody, TheEdge, UserRoute, body_id, no_nul
 from parley_gateway.formats import instant
 from parley_gateway.responses import json_response
 
@@ -77,6 +79,10 @@ class LogInApiBody(CamelBody):
 class ChangePasswordBody(CamelBody):
     current_password: Text
     new_password: Text
+
+
+class StreamTokenBody(CamelBody):
+    conversation_id: str | None = None
 
 
 def envelope(data: Any, *, status: int = 200, meta: dict[str, int] | None = None) -> Response:
@@ -227,6 +233,19 @@ async def change_password_api(body: ChangePasswordBody, request: Request, caller
     )
     tokens = await edge.bus.ask(command, timeout_s=HASHING_S)
     return with_cookie(envelope(auth_json(tokens)), request, tokens)
+
+
+# --- S4 -------------------------------------------------------------------------------------------------------------
+
+
+@user_router.post("/api/chat/stream-token")
+async def stream_token(caller: Caller, edge: TheEdge, body: StreamTokenBody | None = None) -> Response:
+    """For EventSource, in the URL; a token for one conversation opens no other."""
+    session_id = None if body is None or body.conversation_id is None else body_id(body.conversation_id, "conversationId")
+    if session_id is not None:
+        await edge.bus.ask(GetSession(user_id=caller.user_id, session_id=session_id))
+    made = await edge.bus.ask(IssueStreamToken(user_id=caller.user_id, family=caller.family, session_id=session_id))
+    return json_response({"token": made.token, "expiresIn": made.expires_in_s})
 
 
 @open_router.get("/.well-known/jwks.json")

@@ -3,19 +3,21 @@
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Query
+from fastapi import APIRouter, Header, Path, Query, Request
 from starlette.responses import Response
 
-from parley_contracts.errors import Problem, ValidationFailed
+from parley_contracts.accounts import StreamGrant
+from parley_contracts.errors import Forbidden, Problem, ValidationFailed
 from parley_contracts.reader import Position, Shown, read
 from parley_contracts.turns import GetTurn, LogEntry, StopTurn, Turn
 from parley_gateway.asking import join
 from parley_gateway.dialects import DIALECTS
-from parley_gateway.edge import Caller, TheEdge, UserRoute
+from parley_gateway.edge import Caller, EventSourceRoute, TheEdge, UserRoute
 from parley_gateway.formats import instant
 from parley_gateway.responses import TurnResponse, json_response
 
-router = APIRouter(prefix="/chat/turns", tags=["turns"], route_class=UserRoute)
+user_router = APIRouter(prefix="/chat/turns", route_class=UserRoute)
+event_source_router = APIRouter(prefix="/chat/turns", route_class=EventSourceRoute)
 
 TurnPath = Annotated[str, Path(alias="turnId")]
 
@@ -37,21 +39,22 @@ def turn_json(turn: Turn, log: Iterable[LogEntry] = ()) -> dict[str, Any]:
     }
 
 
-@router.get("/{turnId:id}")
+@user_router.get("/{turnId:id}")
 async def get(turn_id: TurnPath, caller: Caller, edge: TheEdge) -> Response:
     turn = await edge.bus.ask(GetTurn(turn_id=turn_id, user_id=caller.user_id))
     return json_response({"success": True, "data": turn_json(turn, await edge.bus.turns.read(turn_id))})
 
 
-@router.post("/{turnId:id}/stop")
+@user_router.post("/{turnId:id}/stop")
 async def stop(turn_id: TurnPath, caller: Caller, edge: TheEdge) -> Response:
     turn = await edge.bus.ask(StopTurn(turn_id=turn_id, user_id=caller.user_id), timeout_s=10.0)
     return json_response({"success": True, "data": turn_json(turn, await edge.bus.turns.read(turn_id))})
 
 
-@router.get("/{turnId:id}/events")
+@event_source_router.get("/{turnId:id}/events")
 async def events(
     turn_id: TurnPath,
+    request: Request,
     caller: Caller,
     edge: TheEdge,
     format_: Annotated[str | None, Query(alias="format")] = None,
@@ -59,9 +62,17 @@ async def events(
     last_event_id_query: Annotated[str | None, Query(alias="last_event_id")] = None,
 ) -> Response:
     turn = await edge.bus.ask(GetTurn(turn_id=turn_id, user_id=caller.user_id))
+    grant: StreamGrant | None = request.state.grant
+    if grant is not None and grant.session_id not in {None, turn.session_id}:
+        raise Forbidden
     dialect = DIALECTS.get(format_ or turn.dialect)
     if dialect is None:
         raise ValidationFailed(problems=(Problem("format", f"is one of {', '.join(sorted(DIALECTS))}"),))
     seen = Position.parse(last_event_id or last_event_id_query or "")
     live = await join(edge, turn, user_id=caller.user_id, seen=seen)
     return TurnResponse(live, dialect, edge.connections)
+
+
+router = APIRouter(tags=["turns"])
+router.include_router(user_router)
+router.include_router(event_source_router)
