@@ -5,8 +5,10 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest_asyncio
 from pydantic import SecretStr
+from sqlalchemy import text
 
 from parley_activity.service import ActivityService
+from parley_contracts.accounts import UserDeleted
 from parley_contracts.activity import ConnectionsCounted, GetPresence, ListPresence, PresenceChanged
 from parley_contracts.ids import new_id
 from parley_runtime.database import Database
@@ -82,4 +84,21 @@ async def test_two_replicas_tell_once_and_the_second_goes_on_when_the_first_stop
     await gateway.bus.publish(ConnectionsCounted(gateway_id=here, users={8: 1}, is_complete=False))
     assert await gateway.next_change() == (8, "ACTIVE")
     await second.stop()
+    assert gateway.heard.empty()
+
+
+async def test_a_deleted_user_is_told_offline_once_and_has_no_presence_any_more(
+    gateway: Gateway, new_activity: StartActivity, database: Database
+) -> None:
+    activity = new_activity()
+    await activity.start()
+    await gateway.bus.publish(ConnectionsCounted(gateway_id=new_id(), users={7: 1, 8: 1}, is_complete=False))
+    assert {await gateway.next_change(), await gateway.next_change()} == {(7, "ACTIVE"), (8, "ACTIVE")}
+    for user_id in (7, 7, 8):
+        await gateway.bus.publish(UserDeleted(user_id=user_id))
+    assert {await gateway.next_change(), await gateway.next_change()} == {(7, "OFFLINE"), (8, "OFFLINE")}
+    async with database.transaction() as tx:
+        assert (await tx.session.execute(text("SELECT user_id FROM activity.presence"))).all() == []
+    assert (await gateway.bus.ask(GetPresence(user_id=7))).last_active_at is None
+    await activity.stop()
     assert gateway.heard.empty()

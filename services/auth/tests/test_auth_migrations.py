@@ -1,45 +1,9 @@
-"""The scripts and the tables say the same."""
-
-from typing import Any
+"""What an upgrade makes of the accounts that were there."""
 
 from alembic import command
-from alembic.autogenerate import compare_metadata
-from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
-from parley_auth.tables import METADATA
 from parley_runtime.database import Database, alembic_config, migrate
-
-
-def differences(connection: Connection) -> list[Any]:
-    options = {
-        "include_schemas": True,
-        "include_name": lambda name, kind, _parents: kind != "schema" or name == "auth",
-        "version_table_schema": "auth",
-        "compare_server_default": True,
-    }
-    return list(compare_metadata(MigrationContext.configure(connection, opts=options), METADATA))
-
-
-async def test_a_migrated_schema_is_what_the_tables_say(database: Database) -> None:
-    async with database.engine.connect() as connection:
-        assert await connection.run_sync(differences) == []
-
-
-async def test_migrating_again_changes_nothing(database: Database, migrated_url: str) -> None:
-    await migrate(migrated_url, "parley_auth", "auth")
-    async with database.transaction() as tx:
-        found = await tx.session.execute(text("SELECT version_num FROM auth.alembic_version"))
-        assert found.scalars().all() == ["0002"]
-
-
-async def test_the_last_script_can_be_undone_and_done_again(database: Database, migrated_url: str) -> None:
-
-    async with database.engine.begin() as connection:
-        await connection.run_sync(lambda sync: command.downgrade(alembic_config("parley_auth", sync), "base"))
-    await migrate(migrated_url, "parley_auth", "auth")
-    async with database.engine.connect() as connection:
-        assert await connection.run_sync(differences) == []
 
 
 async def test_accounts_of_the_first_version_are_there_active_and_without_a_date(database: Database, migrated_url: str) -> None:

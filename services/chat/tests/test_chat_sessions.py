@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from parley_contracts.accounts import UserDeleted
 from parley_contracts.errors import MessageNotFound, SessionNotFound, ShareNotFound, TurnNotFound
 from parley_contracts.ids import new_id
 from parley_contracts.parts import Answer, FinishReason, Reasoning, Text
@@ -262,3 +263,28 @@ async def test_a_turn_that_runs_in_a_deleted_session_is_stopped_billed_and_forgo
     await chat.eventually(forgotten)
     (result,) = chat.results(turn.turn_id)
     assert (result.status, result.answer.text) == (TurnStatus.CANCELED, "Once ")
+
+
+async def test_a_deleted_user_leaves_nothing_behind_and_their_running_turns_are_stopped_and_billed(chat: Any) -> None:
+    ended, running = await chat.new_session(is_shareable=True), await chat.new_session()
+    await chat.exchange(ended.id)
+    turn = await chat.start(running.id)
+    await chat.claim(turn.turn_id)
+    chat.say(turn.turn_id, "Once ")
+    user_id, chat.user_id = chat.user_id, chat.user_id + 10**6
+    kept = await chat.new_session()
+    await chat.exchange(kept.id)
+    for _ in range(2):
+        await chat.gateway.publish(UserDeleted(user_id=user_id))
+
+        async def erased() -> bool:
+            counts = [
+                f"(SELECT count(*) FROM chat.{table} WHERE user_id = {user_id})"  # noqa: S608 - a number of our own
+                for table in ("sessions", "messages", "turns")
+            ]
+            return (await chat.sql(f"SELECT {' + '.join(counts)} AS rows"))[0]["rows"] == 0
+
+        await chat.eventually(erased)
+    (result,) = chat.results(turn.turn_id)
+    assert (result.user_id, result.status, result.answer.text) == (user_id, TurnStatus.CANCELED, "Once ")
+    assert len(await chat.messages(kept.id)) == 2

@@ -9,6 +9,7 @@ import pytest_asyncio
 from pydantic import SecretStr, ValidationError
 from sqlalchemy import text
 
+from parley_contracts.accounts import UserDeleted
 from parley_contracts.errors import ApiKeyRequired, BaseUrlRefused, ModelConfigNotFound, ModelNotFound
 from parley_contracts.ids import derived_id, new_id
 from parley_contracts.model_configs import GetModelConfig, KeepInlineConfig, ListModelConfigs, ModelConfig, ModelConfigChanged
@@ -194,3 +195,25 @@ async def test_the_default_model_and_unknown_names(house: Any) -> None:
 
 async def test_the_service_is_ready_with_its_database_and_counts_its_turns(house: Any) -> None:
     assert await house.services[0].readiness.problems() == {}
+
+
+async def test_a_deleted_users_configs_are_gone_from_every_replica_and_others_stay(house: Any, migrated_url: str) -> None:
+    await house.router(database_url=SecretStr(migrated_url), seal_keys=SEAL_KEYS)
+    erased, other = await kept(house), await kept(house, user_id=8)
+    for _ in range(20):  # whichever replica answers remembers it
+        assert await house.gateway.ask(GetModelConfig(user_id=7, id=erased.id)) == erased
+    for _ in range(2):
+        await house.gateway.publish(UserDeleted(user_id=7))
+        await eventually(lambda: changes_of(house, erased) == 2)
+    async with asyncio.timeout(5):
+        while [row["id"] for row in await rows(house)] != [other.id]:  # noqa: ASYNC110 - it happens in the database
+            await asyncio.sleep(0.01)
+    for _ in range(20):
+        with pytest.raises(ModelConfigNotFound):
+            await house.gateway.ask(GetModelConfig(user_id=7, id=erased.id))
+    assert await house.gateway.ask(GetModelConfig(user_id=8, id=other.id)) == other
+    assert changes_of(house, erased) == 2, "made once, removed once"
+
+
+def changes_of(house: Any, config: ModelConfig) -> int:
+    return sum(isinstance(said, ModelConfigChanged) and said.id == config.id for said in house.hub.said)

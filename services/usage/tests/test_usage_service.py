@@ -1,45 +1,16 @@
-"""The service as a whole: its schema, its wiring, its life."""
+"""The service as a whole: its wiring, its life."""
 
 from typing import Any
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 from pydantic import SecretStr
 from redis.asyncio import Redis
-from sqlalchemy.engine import Connection
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from parley_contracts.errors import ServiceUnavailable
 from parley_contracts.turns import TurnResult
 from parley_contracts.usage import GetBudget, ListCharges, ReleaseBudget, ReserveBudget, SetBudget
-from parley_runtime.database import async_url, migrate
-from parley_usage.service import MIGRATIONS, UsageService
+from parley_usage.service import UsageService
 from parley_usage.settings import UsageSettings
-from parley_usage.tables import metadata
-
-
-def _differences(connection: Connection) -> list[Any]:
-    context = MigrationContext.configure(
-        connection,
-        opts={
-            "include_schemas": True,
-            "include_name": lambda name, kind, _parents: kind != "schema" or name == "usage",
-            "version_table_schema": "usage",
-            "compare_type": True,
-            "compare_server_default": True,
-        },
-    )
-    differences: list[Any] = compare_metadata(context, metadata)
-    return differences
-
-
-async def test_the_migrations_make_exactly_the_tables_the_code_speaks_of(migrated_url: str) -> None:
-    await migrate(migrated_url, *MIGRATIONS)  # again: nothing to do
-    engine = create_async_engine(async_url(migrated_url))
-    async with engine.connect() as connection:
-        assert await connection.run_sync(_differences) == []
-    await engine.dispose()
 
 
 class _Wired:
