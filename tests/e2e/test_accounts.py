@@ -183,6 +183,7 @@ async def test_a_key_with_scopes_and_models_is_held_to_them(person: Person) -> N
     body = {"model": "simulator/slow", "messages": [{"role": "user", "content": "Hello"}]}
     answer = await person.client.post("/v1/chat/completions", json=body, headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+    wrong: dict[str, Any]
     for wrong in (
         {"scopes": []},
         {"scopes": ["admin"]},

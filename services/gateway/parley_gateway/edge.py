@@ -192,7 +192,12 @@ class UserRoute(APIRoute):
 
         async def authenticated(request: Request) -> Response:
             edge: Edge = request.app.state.edge
-            principal = await self.identify(edge, request)
+            try:
+                principal = await self.identify(edge, request)
+            except Unauthenticated:
+                # Nonsense is nobody's request, so keys and tokens are guessed no faster than that.
+                await edge.limits.admit_anyone(request.state.client_ip)
+                raise
             if principal.key_id is not None and scope not in principal.scopes:
                 raise Forbidden
             request.state.principal = principal

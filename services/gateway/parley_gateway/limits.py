@@ -20,7 +20,7 @@ from collections.abc import Iterable
 
 import msgspec
 import structlog
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -51,6 +51,8 @@ STARTS_TURNS = frozenset(
 """Routes whose requests begin a turn, by POST."""
 ACCOUNT_FACTOR = 10
 
+_CONNECTIONS = 32
+_QUEUE_S = 1.0
 _TIMEOUT_S = 0.25
 _PAUSE_S = 2.0
 _LOOK_EVERY_S = 2.0
@@ -130,12 +132,15 @@ class Limits:
         self._settings = settings
         self._bus = bus
         self._clock = clock
-        self._redis: Redis = Redis.from_url(
+        pool = BlockingConnectionPool.from_url(
             settings.redis_url.get_secret_value(),
+            max_connections=_CONNECTIONS,  # a thousand requests at once wait a quarter of a second, and open no thousand
+            timeout=_QUEUE_S,
             socket_timeout=_TIMEOUT_S,
             socket_connect_timeout=_TIMEOUT_S,
             retry=Retry(NoBackoff(), retries=0),
         )
+        self._redis: Redis = Redis.from_pool(pool)
         self._script = self._redis.register_script(_SCRIPT)
         self._away_until = 0.0
         self._is_away = False

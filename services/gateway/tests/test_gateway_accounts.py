@@ -153,3 +153,15 @@ async def test_the_public_keys_are_public(at_the_edge: Any) -> None:
     [key] = answer.json()["keys"]
     assert (key["kid"], key["kty"], key["crv"], key["alg"]) == ("a-key", "OKP", "Ed25519", "EdDSA")
     assert "d" not in key
+
+
+async def test_whoever_tries_one_nonsense_token_after_another_is_told_to_wait(at_the_edge: Any) -> None:
+    answers = [
+        await at_the_edge.client.get("/v1/models", headers={"Authorization": f"Bearer nonsense-{number}"})
+        for number in range(70)
+    ]
+    assert [answer.status_code for answer in answers[:50]] == [401] * 50
+    assert answers[-1].status_code == 429
+    assert int(answers[-1].headers["retry-after"]) >= 1
+    signed_in = await at_the_edge.client.get("/user/me", headers=at_the_edge.signed_in())
+    assert signed_in.status_code != 429

@@ -119,10 +119,20 @@ async def test_a_request_is_one_round_trip(redis_url: str) -> None:
 
     async def counted(*command: Any, **options: Any) -> Any:
         asked.append(command[0])
-        return await send(*command, **options)
+        return await send(*command, **options)  # type: ignore[no-untyped-call]
 
-    limits._redis.execute_command = counted  # type: ignore[method-assign,assignment]
+    limits._redis.execute_command = counted  # type: ignore[method-assign]
     await limits.admit_user(someone(), starts_turn=True)
     await limits.admit_login("an address", "an account")
     assert asked == ["EVALSHA", "EVALSHA"]
+    await limits.close()
+
+
+async def test_a_thousand_requests_at_once_are_all_counted_in_redis(redis_url: str) -> None:
+    limits = limits_of(redis_url, rate_requests_per_min=800)
+    user = someone()
+    admitted, errors = await count([limits.admit_user(user, starts_turn=False) for _ in range(1_000)])
+    assert 800 <= admitted <= 830  # as time passes, some become free again
+    assert len(errors) == 1_000 - admitted
+    assert not limits._is_away
     await limits.close()

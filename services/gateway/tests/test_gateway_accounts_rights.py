@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import time
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from parley_contracts.turns import GetTurn, Turn, TurnStatus
 from parley_contracts.usage import Budget, GetBudget
 
 NOW = datetime.now(UTC)
+ZERO = Decimal(0)
 FOREVER = datetime(9999, 12, 31, tzinfo=UTC)
 USER = User(id=7, username="Ada", email="ada@example.org", role="USER", created_at=NOW)
 KEY = "pk-" + "a" * 40
@@ -119,7 +121,9 @@ async def test_keys_that_auth_gave_up_verify_nothing_any_more(at_the_edge: Any) 
 
 async def test_auth_away_leaves_valid_tokens_valid(at_the_edge: Any) -> None:
     edge = at_the_edge
-    edge.others.says[GetBudget] = Budget(user_id=7, limit_usd=None, spent_usd=0, held_usd=0, period="2026-01", resets_at=NOW)
+    edge.others.says[GetBudget] = Budget(
+        user_id=7, limit_usd=None, spent_usd=ZERO, held_usd=ZERO, period="2026-01", resets_at=NOW
+    )
     headers = edge.signed_in()
     assert await code(edge, "/api/usage/budget", headers) == (200, "")
     edge.others.says[ListRevoked] = ServiceUnavailable(service="auth")
@@ -175,7 +179,9 @@ async def test_open_streams_close_when_their_rights_end(at_the_edge: Any, end: A
 
 async def test_an_admin_route_is_shut_to_everyone_else(at_the_edge: Any) -> None:
     edge = at_the_edge
-    edge.others.says[GetBudget] = Budget(user_id=9, limit_usd=None, spent_usd=0, held_usd=0, period="2026-01", resets_at=NOW)
+    edge.others.says[GetBudget] = Budget(
+        user_id=9, limit_usd=None, spent_usd=ZERO, held_usd=ZERO, period="2026-01", resets_at=NOW
+    )
     assert await code(edge, "/api/usage/budgets/9", {}) == (401, "unauthenticated")
     assert await code(edge, "/api/usage/budgets/9", edge.signed_in(7)) == (403, "forbidden")
     assert await code(edge, "/api/usage/budgets/9", edge.signed_in(7, role="ADMIN")) == (200, "")
@@ -202,7 +208,7 @@ def key_of(*scopes: str, models: tuple[str, ...] | None = None, role: str = "USE
 
 async def test_a_key_opens_the_routes_of_its_scopes_and_no_others(at_the_edge: Any) -> None:
     edge = at_the_edge
-    budget = Budget(user_id=7, limit_usd=None, spent_usd=0, held_usd=0, period="2026-01", resets_at=NOW)
+    budget = Budget(user_id=7, limit_usd=None, spent_usd=ZERO, held_usd=ZERO, period="2026-01", resets_at=NOW)
     edge.others.says |= {ListModelConfigs: (), ListSessions: SessionPage(sessions=(), total=0), GetBudget: budget}
     routes = {"openai": "/v1/models", "chat": "/chat/sessions", "usage": "/api/usage/budget"}
     for number, scope in enumerate(routes):
