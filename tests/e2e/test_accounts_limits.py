@@ -18,7 +18,9 @@ async def strict() -> AsyncIterator[RunningParley]:
     running = await RunningParley.start(
         folder, RATE_REQUESTS_PER_MIN="40", RATE_LOGIN_PER_MIN="10", RATE_TURNS_PER_MIN="6", MAX_RUNNING_TURNS="2"
     )
+    running.admin = await running.register()
     yield running
+    await running.admin.close()
     await running.stop()
     shutil.rmtree(folder)
 
@@ -90,3 +92,15 @@ async def test_passwords_are_tried_ten_times_a_minute(strict: RunningParley, use
         limited(await guesser.post("/user/refresh", headers={"Authorization": f"Bearer {user.tokens['refresh_token']}"}))
         assert (await guesser.get("/healthz")).status_code == 200
     assert (await user.client.get("/user/me")).status_code == 200
+
+
+async def test_without_redis_turns_go_on_and_passwords_are_still_counted(strict: RunningParley) -> None:
+    user = strict.admin
+    assert user is not None
+    strict.kill_all("valkey")
+    for _ in range(3):
+        answer = await user.client.post("/v1/chat/completions", json=question("[sim tokens=1]"))
+        assert answer.status_code == 200, answer.text
+    async with httpx.AsyncClient(base_url=strict.gateways[0], timeout=60, trust_env=False) as guesser:
+        answers = [await guesser.post("/user/login", json={"email": user.email, "password": "a guess 1"}) for _ in range(25)]
+    limited(answers[-1])
