@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from parley_activity.presence import Connected
 from parley_activity.speaker import Speaker
 from parley_activity.store import ActivityStore
-from parley_contracts.activity import ConnectionsCounted, GetPresence, ListPresence, Presence
+from parley_contracts.accounts import UserDeleted
+from parley_contracts.activity import ConnectionsCounted, GetPresence, ListPresence, Presence, PresenceChanged
 from parley_runtime.clock import Clock
 from parley_runtime.database import Transaction
 
@@ -24,3 +25,8 @@ class Handlers:
 
     async def list_presence(self, _query: ListPresence, tx: Transaction) -> tuple[Presence, ...]:
         return await ActivityStore(tx).list_online()
+
+    async def erase_user(self, event: UserDeleted, tx: Transaction) -> None:
+        """Heard by every replica, and again for days: that also takes the row which a connection's end leaves later."""
+        if await ActivityStore(tx).delete(event.user_id):
+            tx.announce(PresenceChanged(user_id=event.user_id, status="OFFLINE", changed_at=self.clock.now()))

@@ -1,8 +1,12 @@
-"""Activity: who is online. Hears ConnectionsCounted; answers GetPresence and ListPresence; says PresenceChanged."""
+"""Activity: who is online.
+
+Hears ConnectionsCounted and UserDeleted; answers GetPresence and ListPresence; says PresenceChanged.
+"""
 
 from parley_activity.handlers import Handlers
 from parley_activity.presence import Connected
 from parley_activity.speaker import Speaker
+from parley_contracts.accounts import UserDeleted
 from parley_contracts.activity import ConnectionsCounted, GetPresence, ListPresence
 from parley_runtime.bus import Bus
 from parley_runtime.clock import Clock, SystemClock
@@ -20,6 +24,7 @@ class ActivityService(Service):
         speaker = Speaker(connected, database, clock)
         handlers = Handlers(connected=connected, speaker=speaker, clock=clock)
         bus.on(ConnectionsCounted, handlers.count_connections)
+        bus.on(UserDeleted, database.transact(handlers.erase_user))
         bus.answer(GetPresence, database.transact(handlers.get_presence))
         bus.answer(ListPresence, database.transact(handlers.list_presence))
         super().__init__("activity", bus, settings, owns=(database, speaker), loops=(speaker.sweep, speaker.tell))

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import ARRAY, DateTime, Integer, Select, func, literal, or_, select, update
+from sqlalchemy import ARRAY, DateTime, Integer, Select, delete, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlmodel import col
 
@@ -82,6 +82,12 @@ class ActivityStore:
             index_elements=[col(PresenceRow.user_id)], set_={"last_active_at": statement.excluded.last_active_at}
         )
         await self._session.execute(statement)
+
+    async def delete(self, user_id: int) -> bool:
+        """Whether the user was online, as far as anybody was told."""
+        statement = delete(PresenceRow).where(col(PresenceRow.user_id) == user_id)
+        status = (await self._session.execute(statement.returning(col(PresenceRow.status)))).scalar_one_or_none()
+        return status not in {None, "OFFLINE"}
 
 
 def _rows(user_ids: Collection[int], status: PresenceStatus, now: datetime) -> Select[Any]:

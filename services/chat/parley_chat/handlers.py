@@ -2,13 +2,15 @@
 
 import asyncio
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from parley_chat.stop import UNFINISHED_AFTER, Stopping
 from parley_chat.store import MessageStore, SessionFields, SessionStore
-from parley_chat.turn_store import TurnStore
+from parley_chat.turn_store import OpenTurn, TurnStore
+from parley_contracts.accounts import UserDeleted
 from parley_contracts.errors import MessageNotFound, SessionNotFound, ShareNotFound
 from parley_contracts.ids import new_id
 from parley_contracts.parts import Answer
@@ -94,10 +96,21 @@ class Handlers:
         async with self.database.transaction() as tx:
             deleted = await SessionStore(tx).delete(command.user_id, command.session_ids)
             running = await TurnStore(tx).request_stops(deleted, now, look_at=now + UNFINISHED_AFTER)
+        await self._stop(running)
+        return deleted
+
+    async def erase_user(self, event: UserDeleted) -> None:
+        """Heard by every replica, and again for days: what is gone already is no harm."""
+        now = self.clock.now()
+        async with self.database.transaction() as tx:
+            await SessionStore(tx).delete_all(event.user_id)
+            running = await TurnStore(tx).request_stops_of(event.user_id, now, look_at=now + UNFINISHED_AFTER)
+        await self._stop(running)
+
+    async def _stop(self, running: Sequence[OpenTurn]) -> None:
         async with asyncio.TaskGroup() as stops:
             for turn in running:
                 stops.create_task(self.stopping.try_to_finish(turn))
-        return deleted
 
     async def _own(self, user_id: int, session_id: str, tx: Transaction) -> Session:
         session = await SessionStore(tx).find(user_id, session_id)

@@ -1,7 +1,7 @@
 """Chat: sessions, messages and turns; it accepts every stored turn and sees that it ends.
 
-Answers the questions about sessions and turns; takes TurnResult and dead letters. Asks GetModelConfig, ReserveBudget,
-ReleaseBudget, StopGeneration; says Generate, TurnCommitted, and the TurnResult of a final it wrote itself.
+Answers the questions about sessions and turns; takes TurnResult and dead letters. Hears UserDeleted. Asks GetModelConfig,
+ReserveBudget, ReleaseBudget, StopGeneration; says Generate, TurnCommitted, and the TurnResult of a final it wrote itself.
 """
 
 from parley_chat.dead_letters import DeadLetters
@@ -12,6 +12,7 @@ from parley_chat.settings import ChatSettings
 from parley_chat.stop import Stopping
 from parley_chat.sweeper import Sweeper
 from parley_chat.turns import Turns
+from parley_contracts.accounts import UserDeleted
 from parley_contracts.sessions import (
     CreateSession,
     DeleteSessions,
@@ -50,6 +51,7 @@ class ChatService(Service):
         bus.answer(GetTurn, database.transact(turns.get_turn))
         bus.answer(FindTurn, turns.find_turn)
         bus.answer(StopTurn, stopping.stop_turn)
+        bus.on(UserDeleted, handlers.erase_user)
         bus.take(TurnResult, database.transact(turns.finish_turn))
         bus.take_dead_letters(DeadLetters(database, bus, ending).bury)
         super().__init__("chat", bus, settings, owns=(database,), loops=(outbox.relay_outbox, sweeper.sweep_turns))

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 
 import msgspec
-from sqlalchemy import Select, delete, func, insert, select, tuple_, update
+from sqlalchemy import ARRAY, Select, String, delete, func, insert, literal, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlmodel import col
 
@@ -87,11 +87,20 @@ class SessionStore:
 
     async def delete(self, user_id: int, session_ids: Sequence[str]) -> tuple[str, ...]:
         """The ids that were the caller's; their messages and ended turns go with them."""
-        mine = delete(SessionRow).where(col(SessionRow.id).in_(session_ids), col(SessionRow.user_id) == user_id)
-        deleted = set((await self._session.execute(mine.returning(col(SessionRow.id)))).scalars())
-        ended = delete(TurnRow).where(col(TurnRow.session_id).in_(deleted), col(TurnRow.status).not_in(OPEN))
-        await self._session.execute(ended)
+        deleted = await self._delete(col(SessionRow.id).in_(session_ids), col(SessionRow.user_id) == user_id)
         return tuple(session_id for session_id in dict.fromkeys(session_ids) if session_id in deleted)
+
+    async def delete_all(self, user_id: int) -> None:
+        """All sessions of a user, with their messages and ended turns."""
+        await self._delete(col(SessionRow.user_id) == user_id)
+
+    async def _delete(self, *which: Any) -> set[str]:
+        rows = await self._session.execute(delete(SessionRow).where(*which).returning(col(SessionRow.id)))
+        deleted = set(rows.scalars())
+        # In a statement of its own: a turn that ended until now is seen, one that ends later misses its message.
+        theirs = col(TurnRow.session_id) == func.any(literal(list(deleted), ARRAY(String)))
+        await self._session.execute(delete(TurnRow).where(theirs, col(TurnRow.status).not_in(OPEN)))
+        return deleted
 
 
 def _sessions() -> Select[SessionRow, TurnRow]:

@@ -162,6 +162,9 @@ class TurnStore:
     async def request_stops(self, session_ids: Sequence[str], now: datetime, *, look_at: datetime) -> tuple[OpenTurn, ...]:
         return await self._request_stops(col(TurnRow.session_id).in_(session_ids), now, look_at)
 
+    async def request_stops_of(self, user_id: int, now: datetime, *, look_at: datetime) -> tuple[OpenTurn, ...]:
+        return await self._request_stops(col(TurnRow.user_id) == user_id, now, look_at)
+
     async def _request_stops(self, which: Any, now: datetime, look_at: datetime) -> tuple[OpenTurn, ...]:
         statement = (
             update(TurnRow)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from parley_contracts.accounts import UserDeleted
 from parley_contracts.errors import ApiKeyRequired, BaseUrlRefused, ModelConfigNotFound, ModelNotFound
 from parley_contracts.ids import new_id
 from parley_contracts.model_configs import (
@@ -68,6 +69,13 @@ class Handlers:
             return await store.equal_to(config, fingerprint=fingerprint) or config
         tx.announce(ModelConfigChanged(id=config.id, owner_id=config.owner_id))
         return config
+
+    async def erase_user(self, event: UserDeleted) -> None:
+        """Heard by every replica, and again for days: each forgets, and the one that finds rows tells the others."""
+        async with self.database.transaction() as tx:
+            for config_id in await ModelConfigStore(tx).delete_all(event.user_id):
+                tx.announce(ModelConfigChanged(id=config_id, owner_id=event.user_id))
+        self.registry.forget_owner(event.user_id)
 
     async def _by_id(self, config_id: str, user_id: int) -> ModelConfig:
         config = self.registry.system.get(config_id)

@@ -183,6 +183,11 @@ class Registry:
     async def forget(self, changed: ModelConfigChanged) -> None:
         self._remembered.pop(changed.id, None)
 
+    def forget_owner(self, user_id: int) -> None:
+        theirs = [config_id for config_id, stored in self._remembered.items() if stored.config.owner_id == user_id]
+        for config_id in theirs:
+            del self._remembered[config_id]
+
     def _unsealed(self, stored: StoredConfig) -> str | None:
         if stored.sealed_key is None:
             return None

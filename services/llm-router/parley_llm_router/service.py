@@ -1,9 +1,10 @@
 """LLM router: the only one who speaks to model providers, and who knows their keys.
 
-Takes Generate; answers StopGeneration, GetModelConfig, ListModelConfigs, KeepInlineConfig; hears GatewayAlive and
-ModelConfigChanged; says TurnClaim, TurnDelta, TurnFinal, TurnResult and ModelConfigChanged.
+Takes Generate; answers StopGeneration, GetModelConfig, ListModelConfigs, KeepInlineConfig; hears GatewayAlive,
+ModelConfigChanged and UserDeleted; says TurnClaim, TurnDelta, TurnFinal, TurnResult and ModelConfigChanged.
 """
 
+from parley_contracts.accounts import UserDeleted
 from parley_contracts.model_configs import GetModelConfig, KeepInlineConfig, ListModelConfigs, ModelConfigChanged
 from parley_contracts.turns import GatewayAlive, Generate
 from parley_llm_router.claims import Claims
@@ -74,6 +75,7 @@ class LlmRouterService(Service):
         bus.answer(KeepInlineConfig, database.transact(handlers.keep_inline_config))
         bus.on(GatewayAlive, gateways.hear)
         bus.on(ModelConfigChanged, registry.forget)
+        bus.on(UserDeleted, handlers.erase_user)
         bus.on_reconnect(turns.after_reconnect)
         super().__init__(
             "llm_router",

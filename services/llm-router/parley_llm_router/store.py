@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any, cast
 
 import msgspec
-from sqlalchemy import or_, select
+from sqlalchemy import delete, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 
@@ -77,6 +77,11 @@ class ModelConfigStore:
         )
         row = (await self._session.execute(statement)).scalar_one_or_none()
         return _stored(row).config if row else None
+
+    async def delete_all(self, owner_id: int) -> tuple[str, ...]:
+        """The ids of a user's configs, hidden ones too, which are gone."""
+        statement = delete(ModelConfigRow).where(col(ModelConfigRow.owner_id) == owner_id)
+        return tuple((await self._session.execute(statement.returning(col(ModelConfigRow.id)))).scalars())
 
     async def _visible(self, owner_id: int, *conditions: Any) -> tuple[ModelConfig, ...]:
         statement = (
