@@ -49,6 +49,16 @@ def _parser() -> argparse.ArgumentParser:
     migrate.add_argument("--check", action="store_true", help="change nothing; exit 1 if a schema is behind")
     migrate.set_defaults(run=_migrate)
 
+    user = commands.add_parser("user", help="make an account").add_subparsers(required=True, metavar="command")
+    create = user.add_parser("create", help="make an account, also the first administrator's")
+    create.add_argument("--email", required=True)
+    create.add_argument("--username", help="unset: what stands before the @")
+    create.add_argument("--role", required=True, metavar="ADMIN|USER", help="or another role of this installation")
+    create.add_argument(
+        "--password-stdin", action="store_true", help="read it from standard input; unset: one is made and shown"
+    )
+    create.set_defaults(run=_create_user)
+
     flow = commands.add_parser("flow", help="write docs/data-flow.md: who says what to whom")
     docs = commands.add_parser("docs", help="write all generated pages")
     for command, pages in ((flow, ["docs/data-flow.md"]), (docs, None)):
@@ -91,6 +101,13 @@ def _migrate(options: argparse.Namespace) -> int:
     lines = asyncio.run(outdated(settings))
     print("\n".join(lines) or "every schema is up to date")
     return 1 if lines else 0
+
+
+def _create_user(options: argparse.Namespace) -> int:
+    from parley.users import NewUser, create_user, read_password
+
+    password = read_password() if options.password_stdin else None
+    return create_user(NewUser(email=options.email, username=options.username, role=options.role, password=password))
 
 
 def _docs(options: argparse.Namespace) -> int:

@@ -234,10 +234,7 @@ class RunFile:
         self._write_if_possible()
 
     def _read(self) -> Run:
-        # A file that cannot be read was cut off by a power failure: the processes it named are gone too.
-        with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
-            return msgspec.json.decode(self._path.read_bytes(), type=Run)
-        return Run()
+        return _read(self._path)
 
     def _write_if_possible(self) -> None:
         """For the way down: a deleted data directory or a full disk must not keep a server from being stopped."""
@@ -248,6 +245,20 @@ class RunFile:
         new = self._path.with_suffix(".new")
         new.write_bytes(msgspec.json.encode(self._run))
         new.replace(self._path)
+
+
+def running_port(data_dir: Path, name: str) -> int | None:
+    """Where another launcher's child listens, if it runs."""
+    run = _read(data_dir / "run.json")
+    process = run.processes.get(name)
+    return run.ports.get(name) if process is not None and is_running(process) else None
+
+
+def _read(path: Path) -> Run:
+    # A file that cannot be read was cut off by a power failure: the processes it named are gone too.
+    with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
+        return msgspec.json.decode(path.read_bytes(), type=Run)
+    return Run()
 
 
 def started_at(pid: int) -> str | None:
