@@ -1,6 +1,5 @@
 """Limits through the public API, on a small installation that allows little."""
 
-import asyncio
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
@@ -62,25 +61,27 @@ async def test_turns_are_limited_and_every_answer_tells_what_is_left(user: Perso
 
 async def test_two_turns_run_at_once_and_an_ended_one_makes_room(user: Person) -> None:
     session = await user.session()
-    slow = question("[sim tokens=100 delay_ms=50]", stream=True)
+    slow = question("[sim tokens=600 delay_ms=50]", stream=True)
     async with (
-        user.asks(session, "[sim tokens=60 delay_ms=50]") as left,
+        user.asks(session, "[sim tokens=600 delay_ms=50]") as left,
         user.client.stream("POST", "/v1/chat/completions", json=slow) as stateless,
     ):
         await left.reads_words(2)
         assert stateless.status_code == 200
         assert stateless.headers["x-ratelimit-limit"] == "6"
         limited(await user.client.post("/v1/chat/completions", json=question("Hello")), "too_many_turns")
+
+    async def there_is_room() -> bool:
+        return (await user.client.post("/v1/chat/completions", json=question("Hello"))).status_code == 200
+
     # Both clients have left: the stateless turn stops and makes room, the stored one runs on and holds its place.
-    await asyncio.sleep(0.5)
+    await eventually(there_is_room, within_s=10, every_s=0.5)
     async with user.client.stream("POST", "/v1/chat/completions", json=slow) as again:
         assert again.status_code == 200
         limited(await user.client.post("/v1/chat/completions", json=question("Hello")), "too_many_turns")
-
-        async def there_is_room() -> bool:
-            return (await user.client.post("/v1/chat/completions", json=question("Hello"))).status_code == 200
-
-        await eventually(there_is_room, within_s=10, every_s=1)
+        stopped = await user.client.post(f"/chat/turns/{left.reader.turn_id}/stop")
+        assert stopped.json()["data"]["status"] == "canceled"
+        await eventually(there_is_room, within_s=10, every_s=0.5)
 
 
 async def test_passwords_are_tried_ten_times_a_minute(strict: RunningParley, user: Person) -> None:
