@@ -274,7 +274,7 @@ class Chat:
         turn: Turn = await self.eventually(has_ended)
         return turn
 
-    async def eventually(self, what: Callable[[], Awaitable[Any]], *, within_s: float = 5.0) -> Any:
+    async def eventually(self, what: Callable[[], Awaitable[Any]], *, within_s: float = 30.0) -> Any:
         async with asyncio.timeout(within_s):
             while not (found := await what()):  # noqa: ASYNC110 - what is waited for is in a database
                 await asyncio.sleep(0.01)

@@ -27,7 +27,7 @@ CONSUMERS = (
 )
 
 
-async def eventually(holds: Callable[[], Any], within_s: float = 10.0) -> Any:
+async def eventually(holds: Callable[[], Any], within_s: float = 30.0) -> Any:
     """What `holds` returns once it is true; a timeout else."""
     async with asyncio.timeout(within_s):
         while not (found := holds()):  # noqa: ASYNC110 - what it waits for happens in the code under test
@@ -101,12 +101,12 @@ class House:
         await self.gateway.publish(command)
         return command
 
-    async def ended(self, command: Generate, within_s: float = 10.0) -> TurnResult:
+    async def ended(self, command: Generate, within_s: float = 30.0) -> TurnResult:
         """Ask, and wait for the result, and for the command to be gone."""
         await self.say(command)
         return await self.result(command.turn_id, within_s)
 
-    async def result(self, turn_id: str, within_s: float = 10.0) -> TurnResult:
+    async def result(self, turn_id: str, within_s: float = 30.0) -> TurnResult:
         subject = TurnResult.subject_for(turn_id=turn_id)
         stored = await eventually(lambda: self.hub.streams[Stream.RESULTS].last(subject), within_s)
         await eventually(

@@ -65,8 +65,8 @@ async def test_a_provider_that_never_answers_is_tried_within_the_turns_time(make
 
 async def test_a_slow_stream_that_never_pauses_is_not_idle(make_house: Make) -> None:
     house = await make_house()
-    await house.router(provider_max_idle_ms=200)
-    result = await house.ended(house.command("tokens=10 delay_ms=60"))
+    await house.router(provider_max_idle_ms=2000)
+    result = await house.ended(house.command("tokens=8 delay_ms=400"))
     assert result.status is TurnStatus.DONE
 
 
