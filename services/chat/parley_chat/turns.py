@@ -48,7 +48,7 @@ from parley_runtime.database import Database, Transaction
 log = structlog.get_logger()
 
 _TRIES = 3
-_ASK_S = 2.0  # two answers, a commit and a publish within the 5 s that the gateway waits
+_ASK_S = 2.0  # two answers, a commit and a publish within the 10 s that the gateway waits
 _MESSAGE_STATUS = {
     TurnStatus.DONE: MessageStatus.SENT,
     TurnStatus.CANCELED: MessageStatus.CANCELED,
